@@ -1,0 +1,126 @@
+"""Composition, construction and run directories: the only module that imports Hydra.
+
+Config selects, code decides. A leaf file of a group under `conf/` names one constructor in
+`_target_`; `build` calls it. What is known only at run time (feature width, tokenizer, run
+directory) is passed by code and can therefore not contradict the data.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
+RECORD_NAME = "config.yaml"
+_SWEPT = "REVISION_SWEPT_KEYS"  # reaches the processes of Hydra's launchers
+
+Run = Callable[[DictConfig], Any]
+
+
+def build(node: DictConfig, **parts: Any) -> Any:
+    """Call the constructor that `node._target_` names with the node's keys and `parts`."""
+    return hydra.utils.instantiate(node, **parts, _recursive_=False, _convert_="all")
+
+
+def compose(root: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config that `python <root>.py <overrides>` would see, for callers inside Python."""
+    from hydra import compose as compose_config
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        return compose_config(config_name=root, overrides=list(overrides))
+    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+        return compose_config(config_name=root, overrides=list(overrides))
+
+
+def entry(run: Run, root: str) -> Callable[[], None]:
+    """The command line of `run`: compose `conf/<root>.yaml`, run, report a failure in one line.
+
+    What a user can cause (a `ValueError`, a file that is not there, a full disk, a missing or
+    misspelt key) ends with one sentence on standard error and exit status 1; anything else is
+    our fault and keeps its traceback, as does everything under `HYDRA_FULL_ERROR=1`.
+    """
+
+    @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=root)
+    def main(cfg: DictConfig) -> None:
+        try:
+            run(cfg)
+        except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            print(f"error: {_sentence(error)}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    def start() -> None:
+        os.environ[_SWEPT] = ",".join(_swept_keys(sys.argv[1:]))
+        main()
+
+    return start
+
+
+def run_directory(cfg: DictConfig) -> Path:
+    """`<run_root>/<name>`, and for a job of a sweep `<run_root>/<name>/<its swept overrides>`."""
+    directory = Path(cfg.run_root) / cfg.name
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        swept = set(filter(None, os.environ.get(_SWEPT, "").split(",")))
+        chosen = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] in swept]
+        return directory / ",".join(sorted(chosen)).replace("/", "_")
+    return directory
+
+
+def claim_directory(directory: Path, cfg: DictConfig, *, neutral: Sequence[str] = ()) -> None:
+    """Record the resolved `cfg` in `directory`, or check that it is the one recorded there.
+
+    `neutral` names dotted keys (or parents of keys) that do not change the result, such as
+    devices and loggers: they may differ between a run and its resumption.
+
+    Raises:
+        ValueError: another config already owns the directory; continuing would have mixed the
+            results of two experiments under one name.
+    """
+    record = directory / RECORD_NAME
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if record.exists():
+        recorded = OmegaConf.to_container(OmegaConf.load(record))
+        differences = list(_differences(recorded, resolved, neutral))
+        if differences:
+            raise ValueError(
+                f"{directory} belongs to another config: {'; '.join(differences[:5])}. "
+                "Choose another name, or delete the directory to start again."
+            )
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = record.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    os.replace(temporary, record)
+
+
+def _swept_keys(arguments: Sequence[str]) -> list[str]:
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [p.key_or_group for p in parsed if p.is_sweep_override()]
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _differences(old: Any, new: Any, neutral: Sequence[str], path: str = "") -> Iterator[str]:
+    if any(path == key or path.startswith(key + ".") for key in neutral):
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new), key=str):
+            inner = f"{path}.{key}" if path else str(key)
+            yield from _differences(old.get(key), new.get(key), neutral, inner)
+    elif old != new:
+        yield f"{path} was {old!r} and is now {new!r}"
