@@ -1,0 +1,94 @@
+"""Files that exist whole or not at all: temporary name, fsync, rename, fsync of the directory.
+
+Every artefact of the pipeline (feature shards, headers, maps) is written through `replacing`, so
+that a killed run leaves nothing that a later one could mistake for a result.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a binary file that appears as `path` when the block ends without an exception.
+
+    Leftovers of killed writers of the same `path` are removed first: a path has one writer.
+
+    Raises:
+        ValueError: the disk is full, or the file could not be written for another reason of the
+            system; nothing of it is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with explained(path):
+            file = open(temporary, "xb")  # noqa: SIM115  # closed by _closing
+        with _closing(file):
+            yield file
+            with explained(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with explained(path):
+            os.replace(temporary, path)
+            _fsync_directory(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def _closing(file: IO[bytes]) -> Iterator[None]:
+    """Close `file`; on an exception, without a second one from a buffer that cannot be flushed."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            file.close()
+        raise
+    file.close()
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error of the system while `path` is written into one clear sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(_explanation(path, error)) from error
+
+
+def _explanation(path: Path, error: OSError) -> str:
+    message = f"{path}: cannot be written ({error.strerror or error}); nothing of it was kept"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with suppress(OSError):
+            message += f"; {shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free there"
+        message += ". Free some space and run the same command again: it resumes at this file"
+    return message
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with replacing(path) as file, explained(path):
+        file.write(content)
+
+
+def remove_leftovers(directory: Path, name: str = "") -> None:
+    """Delete what killed writers of `name` (default: of every file) left in `directory`."""
+    for leftover in directory.glob(f".{name}*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
