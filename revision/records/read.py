@@ -1,41 +1,17 @@
-"""Records: what every stage of the pipeline reads, whatever file it came from.
+"""Read records: stream any input format, refuse bad entries one by one, lose none of them."""
 
-A record has an id and any of: a text, images, a conversation. `read_records` streams the records
-of an input and hands back every entry that it refuses as a `Rejection`, so that nothing is lost
-and nothing is silent. `load_image` turns an image source into RGB pixels.
-"""
-
-import base64
 import hashlib
-import io
-import json
 import logging
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from PIL import Image
+import numpy as np
 
-from revision.formats import ENTRIES, Entry, Format, detect_format, input_paths
+from revision.records.formats import ENTRIES, Entry, Format, detect_format, input_paths
+from revision.records.record import IMAGE_MARK, ImageSource, Record, Rejection, Role, Turn
 
-__all__ = [
-    "IMAGE_MARK",
-    "ImageSource",
-    "Record",
-    "Rejection",
-    "Side",
-    "Turn",
-    "detect_format",
-    "load_image",
-    "read_records",
-]
-
-ImageSource = str | bytes
-Role = Literal["system", "user", "assistant"]
 Side = Literal["image", "text", "both"]
-IMAGE_MARK = "<image>"
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -44,80 +20,46 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
-_TAR_ADDRESS = re.compile(r"(?P<tar>.*\.tar)#(?P<member>.+)@(?P<offset>\d+)\+(?P<size>\d+)")
 _FIELDS = ("id", "text", "caption", "image", "images", "conversations")
+_RECENT_IDS = 2**18
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One turn of a conversation; `IMAGE_MARK` in its text stands for one image."""
+class _SeenIds:
+    """The ids met so far as 64-bit hashes, 8 bytes each: a set of the recent, sorted runs of the rest.
 
-    role: Role
-    text: str
+    The hash is the same in every process. Two of 10^8 ids collide with probability 3e-4; the later
+    one would be refused as a duplicate, in plain sight.
+    """
 
+    def __init__(self) -> None:
+        self._recent: set[int] = set()
+        self._runs: list[np.ndarray] = []
 
-@dataclass(frozen=True)
-class Record:
-    """One entry of an input. `images` are paths, addresses of tar members, or encoded bytes."""
+    def add(self, id: str, part: str) -> bool:
+        """Remember `id` of list `part`; False when it was there already."""
+        content = f"{part}\0{id}".encode("utf-8", "surrogatepass")
+        key = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+        if key in self._recent or any(_holds(run, key) for run in self._runs):
+            return False
+        self._recent.add(key)
+        if len(self._recent) >= _RECENT_IDS:
+            self._settle()
+        return True
 
-    id: str
-    text: str | None = None
-    images: tuple[ImageSource, ...] = ()
-    conversations: tuple[Turn, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back; image bytes become the member's address.
-
-        Raises:
-            ValueError: an image is bytes and nothing says where they came from.
-        """
-        metadata = {key: value for key, value in self.metadata.items() if key != "__members__"}
-        members = self.metadata.get("__members__", self.images)
-        if any(isinstance(member, bytes) for member in members):
-            raise ValueError(
-                f"record {self.id!r}: image bytes without metadata['__members__'], the addresses "
-                "they came from, cannot be written; give a path instead"
-            )
-        fields: dict[str, Any] = {
-            "id": self.id,
-            "text": self.text,
-            "images": list(members),
-            "conversations": [{"role": t.role, "text": t.text} for t in self.conversations],
-            "metadata": metadata,
-        }
-        return {key: value for key, value in fields.items() if value or key == "id"}
-
-    @staticmethod
-    def from_json(fields: dict[str, Any]) -> "Record":
-        """The inverse of `to_json`; other keys are ignored."""
-        return Record(
-            id=fields["id"],
-            text=fields.get("text"),
-            images=tuple(fields.get("images", ())),
-            conversations=tuple(Turn(**turn) for turn in fields.get("conversations", ())),
-            metadata=dict(fields.get("metadata", {})),
-        )
+    def _settle(self) -> None:
+        run = np.fromiter(self._recent, np.uint64, len(self._recent))
+        self._recent = set()
+        while self._runs and len(self._runs[-1]) <= len(run):
+            run = np.concatenate([run, self._runs.pop()])
+        run.sort()
+        self._runs.append(run)
 
 
-@dataclass(frozen=True)
-class Rejection:
-    """An entry that was refused: its id (may be empty), why, and where it stands."""
-
-    id: str
-    reason: str
-    address: str
-
-
-def json_line(fields: dict[str, Any]) -> bytes:
-    """One line of JSONL. Dates and the like, which parquet may hold, become text."""
-    return json.dumps(fields, default=_as_text).encode("ascii") + b"\n"
-
-
-def _as_text(value: Any) -> str:
-    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else str(value)
+def _holds(run: np.ndarray, key: int) -> bool:
+    position = int(np.searchsorted(run, np.uint64(key)))
+    return position < len(run) and int(run[position]) == key
 
 
 def read_records(
@@ -136,7 +78,7 @@ def read_records(
     if side not in get_args(Side):
         raise ValueError(f"side must be one of {get_args(Side)}, got {side!r}")
     chosen = _format(path, format)
-    seen: set[tuple[str, int]] = set()
+    seen = _SeenIds()
     for file in input_paths(path):
         for entry in ENTRIES[chosen](file):
             if entry.part in ("", "images" if side == "image" else "texts") or side == "both":
@@ -153,9 +95,7 @@ def _format(path: str | Path, format: str) -> Format:
     return format  # type: ignore[return-value]
 
 
-def _accepted(
-    entry: Entry, side: Side, seen: set[tuple[str, int]], root: Path | None
-) -> Record | Rejection:
+def _accepted(entry: Entry, side: Side, seen: _SeenIds, root: Path | None) -> Record | Rejection:
     """The record of `entry`, or why it is refused."""
     id = ""
     try:
@@ -166,10 +106,8 @@ def _accepted(
         id = _identifier(entry.fields)
         record = _record(id, entry.fields, root)
         _check(record, "image" if entry.part == "images" else side, entry.part)
-        key = (entry.part, _hash(id))
-        if key in seen:
+        if not seen.add(id, entry.part):
             raise ValueError("duplicate id: an earlier entry has it")
-        seen.add(key)
     except ValueError as error:
         return Rejection(id, str(error), entry.address)
     return record
@@ -182,12 +120,6 @@ def _identifier(fields: dict[str, Any]) -> str:
     if isinstance(id, (dict, list)):
         raise ValueError(f"id is a {type(id).__name__}, expected text or a number")
     return str(id)
-
-
-def _hash(id: str) -> int:
-    """64 bits, the same in every process: two of 10^8 ids collide with probability 3e-4."""
-    digest = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _record(id: str, fields: dict[str, Any], image_root: Path | None) -> Record:
@@ -257,44 +189,3 @@ def _check_marks(record: Record, side: Side, has_text: bool) -> None:
         raise ValueError(
             f"{marks} {IMAGE_MARK} marks in the conversation but {len(record.images)} images"
         )
-
-
-def load_image(source: ImageSource, *, image_root: Path | None = None) -> Image.Image:
-    """Decode to RGB; transparent pixels are composited on white.
-
-    A relative path is taken from `image_root` (default: the working directory).
-
-    Raises:
-        ValueError: missing, unreadable, truncated or absurdly large, with the address.
-    """
-    address = f"{len(source)} bytes" if isinstance(source, bytes) else source
-    try:
-        content = source if isinstance(source, bytes) else _read_source(source, image_root)
-        with Image.open(io.BytesIO(content)) as image:
-            return _opaque(image)
-    except FileNotFoundError as error:
-        raise ValueError(f"{address}: missing image, no file {error.filename}") from error
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error ...
-        raise ValueError(
-            f"{address}: unreadable image ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _read_source(source: str, image_root: Path | None) -> bytes:
-    match = _TAR_ADDRESS.fullmatch(source)
-    path = (image_root or Path()) / (match["tar"] if match else source)
-    if match is None:
-        return path.read_bytes()
-    with open(path, "rb") as file:
-        file.seek(int(match["offset"]))
-        return file.read(int(match["size"]))
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # 16-bit grey: keep the high byte, convert() would clip
-        image = image.point(lambda value: value / 256).convert("L")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    canvas = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(canvas, layer).convert("RGB")

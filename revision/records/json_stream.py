@@ -1,6 +1,6 @@
 """Incremental JSON: one value at a time out of files that are larger than memory.
 
-Used by `revision.formats`, the first step of the pipeline. The text is read in pieces; a value is
+Used by `revision.records.formats`, the first step of the pipeline. The text is read in pieces; a value is
 decoded as soon as it is complete, so memory is that of the largest single entry.
 """
 

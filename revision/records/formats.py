@@ -1,7 +1,7 @@
 """Input files as streams of raw entries; the very first step of the pipeline.
 
 One generator per file format. Each yields `Entry`: plain fields and where they stood. What the
-fields mean, and which entries are refused, is decided in one place, `revision.records`.
+fields mean, and which entries are refused, is decided in one place, `revision.records.read`.
 
     revision       {"images": [{id, image}], "texts": [{id, text}]}        (Yu-xm/ReVision README)
     conversations  JSON array or JSONL of {id, image, caption, conversations}  (LLaVA, Bunny)
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from revision.json_stream import JsonStream
+from revision.records.json_stream import JsonStream
 
 Format = Literal["revision", "conversations", "webdataset", "parquet"]
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -134,7 +134,7 @@ def webdataset_entries(path: Path) -> Iterator[Entry]:
     """One entry per group of consecutive members with the same stem; images as encoded bytes.
 
     An image's `__members__` address, `<tar>#<member>@<offset>+<size>`, finds it again with one
-    seek (`revision.records.load_image` reads it).
+    seek (`load_image` reads it).
     """
     for key, members in itertools.groupby(_tar_members(path), key=lambda m: _stem(m[0])):
         fields: dict[str, Any] = {"__key__": key, "images": [], "__members__": []}

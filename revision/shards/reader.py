@@ -1,0 +1,135 @@
+"""Read feature shards: rows mapped from the file, records parsed on demand."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from revision.records import Record
+from revision.shards.layout import (
+    GRID_ROWS,
+    SCHEMA_VERSION,
+    BlockRef,
+    Header,
+    Rows,
+    ShardInfo,
+    make_info,
+    read_member,
+    tar_members,
+    truncated,
+)
+
+
+def shard_info(path: str | Path) -> ShardInfo:
+    """The summary that an existing shard carries; its rows are not read."""
+    path = Path(path)
+    offset, size = tar_members(path)["shard.json"]
+    summary = json.loads(read_member(path, offset, size))
+    return make_info(path.name, summary, path.stat().st_size)
+
+
+def read_header(directory: str | Path) -> Header:
+    """The header of a complete feature set.
+
+    Raises:
+        ValueError: `directory` is not a feature set, is unfinished, or has another schema.
+    """
+    directory = Path(directory)
+    path = directory / "header.json"
+    if not path.is_file():
+        found = len(list(directory.glob("[0-9]*.tar")))
+        state = f"unfinished: {found} shards, no header.json" if found else "not a feature set"
+        raise ValueError(f"{directory}: {state}; run the command that writes it (embed.py, ...)")
+    try:
+        fields = json.loads(path.read_bytes())
+        version = fields["schema_version"]
+        shards = tuple(make_info(s["name"], s, s["num_bytes"]) for s in fields.get("shards", ()))
+        header = Header(**fields | {"shards": shards})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a feature set header ({error!r})") from error
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}")
+    return header
+
+
+class ShardReader:
+    """A complete feature set; holds an index of it, never its rows. Can be pickled to workers."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.header = read_header(self.directory)
+        self.num_rows, self.num_records = self.header.num_rows, self.header.num_records
+        self.dim = self.header.dim
+        for info in self.header.shards:
+            _check_size(self.directory / info.name, info.num_bytes)
+        self.blocks = [
+            BlockRef(info.name, index, rows, records)
+            for info in self.header.shards
+            for index, (rows, records) in enumerate(info.blocks)
+        ]
+        self._index: dict[str, dict[str, tuple[int, int]]] = {}
+
+    def _locate(self, block: int, member: str) -> tuple[Path, int, int]:
+        ref = self.blocks[block]
+        path = self.directory / ref.shard
+        if ref.shard not in self._index:
+            self._index[ref.shard] = tar_members(path)
+        return path, *self._index[ref.shard][f"{ref.index:06d}.{member}"]
+
+    def features(self, block: int) -> Rows:
+        """The rows of a block, mapped from the file and not copied."""
+        path, offset, _ = self._locate(block, "features.npy")
+        return _map_npy(path, offset, (self.blocks[block].rows, self.dim))
+
+    def _lines(self, block: int) -> list[dict[str, Any]]:
+        content = read_member(*self._locate(block, "records.jsonl"))
+        return [json.loads(line) for line in content.splitlines()]
+
+    def records(self, block: int) -> list[Record]:
+        """The records of a block, in the order of their rows."""
+        return [Record.from_json(fields) for fields in self._lines(block)]
+
+    def row_counts(self, block: int) -> Int[np.ndarray, " records"]:
+        """How many consecutive rows of the block belong to each record."""
+        return np.array([fields.get("num_rows", 1) for fields in self._lines(block)], np.int64)
+
+    def iter_rows(self, batch_rows: int = GRID_ROWS) -> Iterator[Rows]:
+        """All rows in order, in batches of `batch_rows` whatever the blocks are (the last less)."""
+        pending: list[np.ndarray] = []
+        num_pending = 0
+        for block in range(len(self.blocks)):
+            rows = self.features(block)
+            while len(rows):
+                piece, rows = rows[: batch_rows - num_pending], rows[batch_rows - num_pending :]
+                pending.append(piece)
+                num_pending += len(piece)
+                if num_pending == batch_rows:
+                    yield pending[0] if len(pending) == 1 else np.concatenate(pending)
+                    pending, num_pending = [], 0
+        if pending:
+            yield np.concatenate(pending)
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    size = path.stat().st_size if path.is_file() else None
+    if size is None:
+        raise ValueError(f"{path}: missing shard; run the command that wrote the set")
+    if size != num_bytes:
+        raise ValueError(truncated(path, f"{size} bytes, the header says {num_bytes}"))
+
+
+def _map_npy(path: Path, offset: int, shape: tuple[int, int]) -> Rows:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{path}: unknown npy version at byte {offset}, expected (1, 0)")
+        found, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+    if found != shape or fortran:
+        raise ValueError(f"{path}: features of shape {found} at byte {offset}, expected {shape}")
+    if not shape[0]:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, mode="r", offset=start, shape=shape)

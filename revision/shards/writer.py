@@ -1,0 +1,227 @@
+"""Write feature shards, and the header that declares a set complete."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from revision.files import explained, remove_leftovers, replacing, write_bytes
+from revision.records import Record, Rejection, json_line
+from revision.shards.layout import (
+    DTYPES,
+    SCHEMA_VERSION,
+    UNIT_NORM_TOLERANCE,
+    Header,
+    Kind,
+    Rows,
+    ShardInfo,
+    check_rows,
+    make_info,
+    read_member,
+    shard_name,
+    tar_members,
+)
+from revision.shards.reader import shard_info
+
+
+class _DigestFile:
+    """What `tarfile` needs of a file, keeping the digest of all that was written."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self._path = file, path
+        self._digest, self._position = hashlib.sha256(), 0
+
+    def write(self, content: bytes) -> int:
+        with explained(self._path):
+            self._file.write(content)
+        self._digest.update(content)
+        self._position += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        return self._position
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+class ShardWriter:
+    """Write shard `index` of the feature set in `directory`; nothing appears on an exception.
+
+    Example:
+        with ShardWriter(directory, 0, dim=256, dtype="float16") as writer:
+            writer.add_block(rows, records)
+        writer.info.num_rows
+    """
+
+    info: ShardInfo
+
+    def __init__(self, directory: str | Path, index: int, dim: int, dtype: str) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"features are stored as one of {DTYPES}, got {dtype!r}")
+        self.path = Path(directory) / shard_name(index)
+        self.dim, self.dtype = dim, dtype
+        self._blocks: list[tuple[int, int]] = []
+        self._rejections: list[Rejection] = []
+        self._norm_error = 0.0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "ShardWriter":
+        raw = self._stack.enter_context(replacing(self.path))
+        self._file = _DigestFile(raw, self.path)
+        # USTAR without times or owners: the same rows give the same bytes.
+        self._tar = tarfile.TarFile(mode="w", fileobj=self._file, format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
+        return self
+
+    def add_block(
+        self,
+        features: Rows,
+        records: Sequence[Record],
+        rows_per_record: Sequence[int] | None = None,
+    ) -> None:
+        """Append a block. `rows_per_record` (default: 1 each) must add up to the rows.
+
+        Raises:
+            ValueError: wrong width, counts that do not match, a row that is not finite or zero.
+        """
+        counts = (
+            [1] * len(records) if rows_per_record is None else [int(n) for n in rows_per_record]
+        )
+        address = f"{self.path} block {len(self._blocks)}"
+        _check_counts(features, records, counts, address)
+        if not records:
+            return
+        stored = np.ascontiguousarray(features, dtype=self.dtype)
+        self._check_rows(stored, records, counts, address)
+        number = f"{len(self._blocks):06d}"
+        lines = (
+            json_line(record.to_json() | ({} if count == 1 else {"num_rows": count}))
+            for record, count in zip(records, counts, strict=True)
+        )
+        self._add(f"{number}.features.npy", _npy_bytes(stored))
+        self._add(f"{number}.records.jsonl", b"".join(lines))
+        self._blocks.append((len(stored), len(records)))
+
+    def _check_rows(
+        self, stored: Rows, records: Sequence[Record], counts: list[int], address: str
+    ) -> None:
+        bad = check_rows(stored, dim=self.dim, address=address)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            owner = records[int(np.searchsorted(np.cumsum(counts), row, side="right"))]
+            raise ValueError(
+                f"{address}: {int(bad.sum())} of {len(stored)} rows are zero or not finite as "
+                f"{self.dtype}, first row {row} of record {owner.id!r}; reject these records"
+            )
+        if len(stored):
+            norms = np.linalg.norm(stored.astype(np.float64), axis=1)
+            self._norm_error = max(self._norm_error, float(np.abs(norms - 1).max()))
+
+    def reject(self, rejection: Rejection) -> None:
+        """Keep an entry that has no feature, for `quarantine.jsonl`."""
+        self._rejections.append(rejection)
+
+    def _add(self, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self._tar.addfile(member, io.BytesIO(content))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._stack:
+            if error is not None:
+                raise error  # `replacing` sees it and removes the temporary file
+            self._finish()
+
+    def _finish(self) -> None:
+        self._add("rejected.jsonl", b"".join(json_line(asdict(r)) for r in self._rejections))
+        summary = {
+            "num_rows": sum(rows for rows, _ in self._blocks),
+            "num_records": sum(records for _, records in self._blocks),
+            "blocks": self._blocks,
+            "num_rejected": len(self._rejections),
+            "dim": self.dim,
+            "dtype": self.dtype,
+            "unit_norm": self._norm_error <= UNIT_NORM_TOLERANCE,
+            "sha256": self._file.hexdigest(),
+        }
+        self._add("shard.json", json_line(summary))
+        self._tar.close()
+        self.info = make_info(self.path.name, summary, self._file.tell())
+
+
+def _check_counts(
+    features: np.ndarray, records: Sequence[Record], counts: list[int], address: str
+) -> None:
+    if len(counts) != len(records) or min(counts, default=0) < 0:
+        raise ValueError(f"{address}: {len(counts)} row counts for {len(records)} records")
+    if sum(counts) != len(features):
+        raise ValueError(
+            f"{address}: {len(features)} feature rows but {sum(counts)} rows claimed by "
+            f"{len(records)} records; rows would belong to the wrong records"
+        )
+
+
+def _npy_bytes(rows: Rows) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, rows, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write_header(
+    directory: str | Path,
+    *,
+    kind: Kind,
+    encoder: dict[str, Any],
+    source: dict[str, Any],
+    num_shards: int,
+    alignment: dict[str, Any] | None = None,
+) -> Header:
+    """Declare the set complete: write `quarantine.jsonl`, then `header.json`.
+
+    Raises:
+        ValueError: a shard is missing, or the shards differ in width or dtype.
+    """
+    directory = Path(directory)
+    infos = tuple(shard_info(directory / shard_name(k)) for k in range(num_shards))
+    formats = {(info.dim, info.dtype) for info in infos}
+    if len(formats) != 1:
+        raise ValueError(
+            f"{directory}: shards of (dim, dtype) {sorted(formats)}, expected exactly one; "
+            "write the set into an empty directory"
+        )
+    (dim, dtype) = formats.pop()
+    remove_leftovers(directory)
+    header = Header(
+        schema_version=SCHEMA_VERSION,
+        kind=kind,
+        dim=dim,
+        dtype=dtype,
+        unit_norm=all(info.unit_norm for info in infos),
+        num_rows=sum(info.num_rows for info in infos),
+        num_records=sum(info.num_records for info in infos),
+        num_rejected=sum(info.num_rejected for info in infos),
+        shards=infos,
+        encoder=encoder,
+        source=source,
+        alignment=alignment,
+    )
+    with replacing(directory / "quarantine.jsonl") as file:
+        for info in infos:
+            path = directory / info.name
+            with explained(directory / "quarantine.jsonl"):
+                file.write(read_member(path, *tar_members(path)["rejected.jsonl"]))
+    write_bytes(directory / "header.json", json.dumps(asdict(header), indent=1).encode())
+    return header
