@@ -1,0 +1,1 @@
+"""Dual encoders (pictures and texts into one space) and the loop that embeds records."""

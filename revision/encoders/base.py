@@ -1,0 +1,110 @@
+"""The dual-encoder protocol: pictures and texts become unit rows of one space.
+
+Place in the pipeline: records -> **encoder** -> feature shards; the same object turns a picture
+into the visual input of the language model when an answer is generated.
+
+    e = f(x) / ||f(x)||_2
+
+The norm is taken in float32 whatever the dtype of the towers: dividing in bfloat16 leaves stored
+norms between 0.996 and 1.004. A row of zeros stays (almost) zero and a NaN stays NaN; the writer
+of the shards puts such rows in quarantine.
+
+Letters: n pictures or texts in a batch, D width of the rows.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+Side = Literal["image", "text"]
+
+_DIGESTED = {".json", ".safetensors", ".bin", ".txt", ".model"}
+
+
+class DualEncoder(nn.Module, ABC):
+    """A frozen pair of towers. `image_inputs` and `text_inputs` run in data-loading workers,
+    `encode_images` and `encode_texts` on the device.
+
+    What `image_inputs` returns for one picture is only ever stacked and handed to `encode_images`:
+    usually pixels (3, H, W), for SigLIP 2 NaFlex packed patches.
+    """
+
+    dim: int
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What makes two encoders the same (name, revision or digest, pooling, template, dtype).
+
+        It stands in the header of every feature set and decides whether a run may resume.
+        """
+
+    @abstractmethod
+    def image_inputs(self, image: Image.Image) -> Float[Tensor, "..."]:
+        """The float32 tensor of one RGB picture; all pictures give the same shape."""
+
+    @abstractmethod
+    def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
+        """Token tensors of a batch, truncated to what the text tower can read."""
+
+    @abstractmethod
+    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
+        """Unit float32 rows."""
+
+    @abstractmethod
+    def encode_texts(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n D"]:
+        """Unit float32 rows."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write a directory that `load_encoder` reads."""
+
+    def feature_dim(self, side: Side) -> int:
+        """Width of the rows of one side; equal on both sides except for un-projected towers."""
+        return self.dim
+
+    def freeze(self) -> "DualEncoder":
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        """A frozen encoder stays in evaluation mode inside a model that trains: dropout and
+        batch statistics would make its features depend on the batch."""
+        trains = any(parameter.requires_grad for parameter in self.parameters())
+        return super().train(mode and trains)
+
+
+def unit_rows(rows: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+    """Rows divided by their Euclidean norm, in float32."""
+    rows = rows.float()
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def torch_dtype(name: DtypeName) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ValueError(f"unknown encoder dtype {name!r}; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def directory_digest(directory: Path) -> str:
+    """SHA-256 over the weights, configs and vocabularies below `directory`, in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.suffix in _DIGESTED and p.is_file()):
+        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        digest.update(file_digest(path).encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of one file, read in pieces of a mebibyte."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

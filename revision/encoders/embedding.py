@@ -1,0 +1,258 @@
+"""Embedding: Lightning's predict loop over records, and the callback that writes feature shards.
+
+Place in the pipeline: records -> encoder -> **feature shards**.
+
+`revision/encoders/work.py` cuts the input into shards and batches. Rank r writes the shards
+k = r mod (number of ranks) that are missing, so devices and nodes share nothing but the directory,
+and a run that is started again continues at the first shard that is not there.
+
+A feature that no direction can be read from (not finite, or zero) rejects its record: no row of
+zeros is ever stored.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from revision.encoders.base import DualEncoder, Side
+from revision.encoders.work import Batch, EmbeddingDataset, Plan, Source, quiet_worker
+from revision.records import Record, Rejection
+from revision.shards import (
+    GRID_ROWS,
+    ShardWriter,
+    check_rows,
+    read_header,
+)
+
+Modality = Literal["both", "image", "text"]
+SETS: dict[Side, str] = {"image": "images", "text": "texts"}
+
+
+def embed_records(
+    encoder: DualEncoder,
+    *,
+    input: str | Path,
+    output_dir: str | Path,
+    image_root: str | Path | None = None,
+    modality: Modality = "both",
+    format: str = "auto",
+    batch_size: int = 64,
+    rows_per_shard: int = 65_536,
+    dtype: Literal["float16", "float32"] = "float16",
+    num_workers: int = 2,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    num_nodes: int = 1,
+) -> dict[Side, Path]:
+    """Write `<output_dir>/images` and `<output_dir>/texts` (or one of them) as feature sets.
+
+    `rows_per_shard` counts entries of the input. What is already there is kept; run it again
+    after an interruption. On the processes of a multi-device run, all return when all is written.
+
+    Raises:
+        ValueError: the input cannot be used, or the directory was begun with another encoder,
+            input, dtype or shard size (its shards would have been mixed with these).
+    """
+    sides = _sides(modality)
+    root = None if image_root is None else Path(image_root)
+    plans = [
+        Plan.make(
+            Source(str(input), side, root, format),
+            Path(output_dir) / SETS[side],
+            encoder=encoder.identity(),
+            dtype=dtype,
+            rows_per_shard=rows_per_shard,
+        )
+        for side in sides
+    ]
+    for plan in plans if rank_zero_only.rank == 0 else ():
+        plan.record()
+    if any(plan.missing() for plan in plans):
+        module = EmbeddingModule(encoder, plans, batch_size=batch_size, num_workers=num_workers)
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            callbacks=[WriteShards(plans)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.predict(module, return_predictions=False)
+    if rank_zero_only.rank == 0:
+        for plan in plans:
+            _complete(plan)
+    return {plan.source.side: plan.directory for plan in plans}
+
+
+class EmbeddingModule(L.LightningModule):
+    """The encoder inside Lightning's predict loop; one loader per feature set."""
+
+    def __init__(
+        self, encoder: DualEncoder, plans: Sequence[Plan], *, batch_size: int, num_workers: int
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.plans = plans
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        return [self._loader(plan) for plan in self.plans]
+
+    def _loader(self, plan: Plan) -> DataLoader:
+        return DataLoader(
+            EmbeddingDataset(plan, self.encoder, own_shards(plan, self.trainer), self.batch_size),
+            batch_size=None,
+            num_workers=self.num_workers,
+            worker_init_fn=quiet_worker,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def predict_step(self, batch: Batch, *_: Any) -> Tensor:
+        """Rows in the order of the batch's records."""
+        return batch.encode(self.encoder)
+
+
+def own_shards(plan: Plan, trainer: L.Trainer) -> list[int]:
+    """The missing shards that this rank writes."""
+    return [k for k in plan.missing() if k % trainer.world_size == trainer.global_rank]
+
+
+class WriteShards(L.Callback):
+    """Write the rows of every batch to its shard, and a shard when its last batch has come."""
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.plans = {plan.source.side: plan for plan in plans}
+        self._open: OpenShard | None = None
+        self._bar: tqdm | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            total = sum(
+                plan.num_entries_in(k)
+                for plan in self.plans.values()
+                for k in own_shards(plan, trainer)
+            )
+            self._bar = tqdm(
+                total=total, desc="embed", unit=" records", mininterval=1.0, dynamic_ncols=True
+            )
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        rows = outputs.double().cpu().numpy()
+        if self._open is None:
+            self._open = OpenShard(self.plans[batch.side], batch.shard, rows.shape[1])
+        self._open.add(batch, rows)
+        if batch.is_last:
+            self._open.finish()
+            self._open = None
+        if self._bar is not None:
+            self._bar.update(batch.num_entries)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close_bar()
+        trainer.strategy.barrier()  # rank 0 declares the set complete when every shard is there
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._close_bar()
+        if self._open is not None:
+            self._open.abandon(exception)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class OpenShard:
+    """A shard being written. Rows wait until a block is full, then they are stored."""
+
+    def __init__(self, plan: Plan, index: int, dim: int) -> None:
+        self.dtype, self.dim = plan.dtype, dim
+        self.address = plan.shard_path(index)
+        self._stack = ExitStack()
+        self._writer = self._stack.enter_context(
+            ShardWriter(plan.directory, index, dim, plan.dtype)
+        )
+        self._start_block()
+
+    def _start_block(self) -> None:
+        self._rows: list[np.ndarray] = []
+        self._records: list[Record] = []
+        self._counts: list[int] = []
+
+    def add(self, batch: Batch, rows: np.ndarray) -> None:
+        """Append a batch; `rows` are float64 and get their final norm here, before the cast."""
+        for rejection in batch.rejected:
+            self._writer.reject(rejection)
+        bad = check_rows(rows, dim=self.dim, address=str(self.address))
+        first = 0
+        for record, count in zip(batch.records, batch.counts, strict=True):
+            own = slice(first, first + count)
+            first += count
+            if bad[own].any():
+                self._writer.reject(self._unusable(record, rows[own][bad[own]][0]))
+                continue
+            self._records.append(record)
+            self._counts.append(count)
+            self._rows.append(rows[own] / np.linalg.norm(rows[own], axis=1, keepdims=True))
+        if sum(self._counts) >= GRID_ROWS or len(self._records) >= GRID_ROWS:
+            self._flush()
+
+    def _unusable(self, record: Record, row: np.ndarray) -> Rejection:
+        kind = "zero" if np.isfinite(row).all() else "not finite"
+        return Rejection(record.id, f"the encoder's feature is {kind}", f"{self.address}")
+
+    def _flush(self) -> None:
+        rows = np.concatenate([np.empty((0, self.dim)), *self._rows]).astype(self.dtype)
+        self._writer.add_block(rows, self._records, self._counts)
+        self._start_block()
+
+    def finish(self) -> None:
+        self._flush()
+        self._stack.close()
+
+    def abandon(self, error: BaseException) -> None:
+        """Remove what was written of the shard."""
+        try:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+        except BaseException as raised:  # the writer hands the same error on
+            if raised is not error:
+                raise
+
+
+def _complete(plan: Plan) -> None:
+    """Declare the feature set complete and print what it holds."""
+    if not (plan.directory / "header.json").exists():
+        plan.write_header()
+    header = read_header(plan.directory)
+    print(
+        f"{plan.directory}: {header.num_rows} {plan.source.side} rows of width {header.dim} "
+        f"({header.dtype}) from {header.num_records} records; {header.num_rejected} rejected"
+        + (f", see {plan.directory / 'quarantine.jsonl'}" if header.num_rejected else "")
+    )
+
+
+def _sides(modality: Modality) -> list[Side]:
+    known: dict[str, list[Side]] = {"both": ["image", "text"], "image": ["image"], "text": ["text"]}
+    if modality not in known:
+        raise ValueError(f"modality is one of {', '.join(known)}, got {modality!r}")
+    return known[modality]

@@ -1,0 +1,160 @@
+"""Hugging Face dual encoders: CLIP, SigLIP, SigLIP 2 and VisionTextDualEncoder through AutoModel.
+
+Place in the pipeline: `load_encoder` returns a `HuggingFaceEncoder` for a hub id or a local
+directory in the hub's layout. Features are those of the model's own `get_image_features` and
+`get_text_features`, normalised.
+
+Conventions that the files of a model do not state:
+- SigLIP and SigLIP 2 saw every text padded on the right to the full length (64) and attended to
+  the padding (arXiv:2303.15343; mlfoundations/open_clip issue 984). Their text features are wrong
+  with any other padding, or with an attention mask.
+- CLIP and VisionTextDualEncoder mask the padding, so a batch is padded to its longest text.
+- SigLIP 2 NaFlex keeps the aspect ratio: a picture is a list of patches, a mask and a grid size.
+  They travel as one tensor, [patch values | mask | grid height | grid width] per patch.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from revision.encoders.base import (
+    DtypeName,
+    DualEncoder,
+    directory_digest,
+    torch_dtype,
+    unit_rows,
+)
+
+PADDED_TO_FULL_LENGTH = ("siglip", "siglip2")
+_LONGEST_CREDIBLE_LENGTH = 1 << 20  # tokenizers without a limit say 1e30
+
+
+class HuggingFaceEncoder(DualEncoder):
+    """A dual encoder of `transformers` with its tokenizer and its image processor."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, image_processor: Any, *, name: str, revision: str
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.name = name
+        self.revision = revision
+        config = model.config
+        self.pads_to_full_length = config.model_type in PADDED_TO_FULL_LENGTH
+        self.is_naflex = config.model_type == "siglip2"
+        self.max_length = text_limit(config.text_config, tokenizer)
+        self.dim = _feature_dim(config)
+        if self.pads_to_full_length:
+            tokenizer.padding_side = "right"
+        self.freeze()
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "model_type": self.model.config.model_type,
+            "pooling": "model",
+            "template": None,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def image_inputs(self, image: Image.Image) -> Float[Tensor, "..."]:
+        features = self.image_processor(images=image, return_tensors="pt")
+        pixels = features["pixel_values"][0]
+        if not self.is_naflex:
+            return pixels
+        grid = features["spatial_shapes"][0].expand(len(pixels), 2)
+        mask = features["pixel_attention_mask"][0, :, None]
+        return torch.cat([pixels, mask.to(pixels), grid.to(pixels)], dim=1)
+
+    def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
+        padding = "max_length" if self.pads_to_full_length else "longest"
+        tokens = self.tokenizer(
+            texts,
+            padding=padding,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        kept = ("input_ids",) if self.pads_to_full_length else tuple(tokens)
+        return {key: tokens[key] for key in kept}
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
+        if not self.is_naflex:
+            output = self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))
+        else:
+            output = self.model.get_image_features(
+                pixel_values=pixels[..., :-3].to(self.model.dtype),
+                pixel_attention_mask=pixels[..., -3].to(torch.int32),
+                spatial_shapes=pixels[:, 0, -2:].long(),
+            )
+        return unit_rows(output.pooler_output)
+
+    @torch.no_grad()
+    def encode_texts(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n D"]:
+        return unit_rows(self.model.get_text_features(**inputs).pooler_output)
+
+    def save(self, directory: Path) -> None:
+        for part in (self.model, self.tokenizer, self.image_processor):
+            part.save_pretrained(directory)
+
+
+def load_hugging_face(
+    path: str, *, revision: str | None, trust_remote_code: bool, dtype: DtypeName
+) -> HuggingFaceEncoder:
+    """Load the hub id or local directory `path`; weights as safetensors unless there are none."""
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    model = AutoModel.from_pretrained(path, dtype=torch_dtype(dtype), **options)
+    _check_is_dual(model, path)
+    tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    # torchvision has no CPU build on the package index: always take the Pillow processors, which
+    # also gives the same pixels on every machine.
+    image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **options)
+    is_local = Path(path).is_dir()
+    commit = getattr(model.config, "_commit_hash", None) or revision or "main"
+    return HuggingFaceEncoder(
+        model,
+        tokenizer,
+        image_processor,
+        name=Path(path).resolve().name if is_local else path,
+        revision=f"sha256:{directory_digest(Path(path))}" if is_local else commit,
+    )
+
+
+def _check_is_dual(model: Any, path: str) -> None:
+    needed = ("get_image_features", "get_text_features")
+    missing = [name for name in needed if not hasattr(model, name)]
+    if missing:
+        raise ValueError(
+            f"{path} holds a {type(model).__name__} without {' and '.join(missing)}: not a dual "
+            "encoder. Give a CLIP, SigLIP, SigLIP 2 or VisionTextDualEncoder model, or a composed "
+            "encoder made by stage=contrastive"
+        )
+
+
+def text_limit(config: Any, tokenizer: Any) -> int:
+    """The number of tokens that the text tower with this `config` can read."""
+    positions = config.max_position_embeddings
+    limit = tokenizer.model_max_length
+    return min(positions, limit) if limit < _LONGEST_CREDIBLE_LENGTH else positions
+
+
+def _feature_dim(config: Any) -> int:
+    if hasattr(config, "projection_dim"):
+        return config.projection_dim
+    image_dim = config.vision_config.hidden_size
+    text_dim = getattr(config.text_config, "projection_size", None) or image_dim
+    if image_dim != text_dim:
+        raise ValueError(
+            f"{config.model_type}: image rows of width {image_dim} and text rows of width "
+            f"{text_dim} cannot share a space; is this a contrastive model?"
+        )
+    return image_dim
