@@ -1,0 +1,1 @@
+"""From result rows, gap reports and training curves to tables, figures and a one-page report."""
