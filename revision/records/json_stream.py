@@ -88,7 +88,9 @@ class JsonStream:
             self.take("}")
             return
         while True:
-            yield self.value()
+            key = self.value()
+            self.take(":")
+            yield key
             if self.peek() != ",":
                 break
             self.take(",")
