@@ -9,6 +9,7 @@ Letters: B samples, T token positions (right-padded), V pictures of the whole ba
 order, R feature rows of one picture (1 for pooled features), D feature width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,7 +85,7 @@ class Batch:
     def pin_memory(self) -> "Batch":
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, move) -> "Batch":  # type: ignore[no-untyped-def]
+    def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         moved = {
             name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)
         }

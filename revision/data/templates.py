@@ -19,7 +19,7 @@ text (it masks the whole sample, silently).
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +64,7 @@ class TurnEncoder:
     template: str
     max_length: int | None = None
     tokens_per_image: int = 1
+    _special_ids: frozenset[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -74,12 +75,12 @@ class TurnEncoder:
                 "be told from prompts; load the fast tokenizer of the model"
             )
         special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        object.__setattr__(self, "_special_ids", special)
+        object.__setattr__(self, "_special_ids", frozenset(special))
         TEMPLATES[self.template]((Turn("user", "q"), Turn("assistant", "a")), self.tokenizer)
 
     def __call__(self, turns: Sequence[Turn]) -> Encoded:
         """Encode a conversation; one that ends with the user's turn becomes an open prompt."""
-        segments = TEMPLATES[self.template](_checked(turns), self.tokenizer)
+        segments = TEMPLATES[self.template](check_turns(turns), self.tokenizer)
         ids, targets = self._tokenize(segments)
         if self.max_length is not None:
             keep = self._fitting(ids)
@@ -125,15 +126,15 @@ class TurnEncoder:
         ):
             segment = owner[_last_visible(piece, start, end)]
             tokens = [token]
-            if token in self._special_ids and segment.written:  # type: ignore[attr-defined]
+            if token in self._special_ids and segment.written:
                 tokens = self._spelled_out(piece[start:end])
             ids.extend(tokens)
             targets.extend([segment.target] * len(tokens))
 
     def _spelled_out(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         return ids
 
     def _front(self) -> list[int]:
@@ -160,7 +161,7 @@ def _last_visible(text: str, start: int, end: int) -> int:
     return min(last, len(text) - 1)
 
 
-def _checked(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+def check_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     """System first, then user and assistant in turn; an answer before any question is dropped."""
     system = tuple(turn for turn in turns[:1] if turn.role == "system")
     rest = list(turns[len(system) :])

@@ -11,6 +11,7 @@ Letters: V pictures, R feature rows of one picture, D feature width, K LLM token
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from revision.data.samples import IGNORE, Batch, Sample, collate
 from revision.data.templates import TurnEncoder
+from revision.encoders.base import DualEncoder
 from revision.models.loss import LossSum, cross_entropy_sum
 from revision.models.projector import Projector
 from revision.models.splice import Spliced, splice
@@ -31,26 +33,30 @@ PACKED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "mistral")
 
 
 class LlavaModel(nn.Module):
-    """`encoder` is needed only where pictures come as pixels or PIL images.
+    """`encoder` (frozen) is needed only where pictures come as pixels or PIL images.
 
     `layout="auto"` packs the samples of a batch behind each other where the language model is
     known to keep them apart, and pads otherwise.
     """
+
+    language_model: Any  # a causal model of transformers, wrapped or not
+    encoder: DualEncoder | None
 
     def __init__(
         self,
         language_model: nn.Module,
         projector: Projector,
         tokenizer: Any,
-        encoder: nn.Module | None = None,
+        encoder: DualEncoder | None = None,
         template: str = "chat",
         layout: Literal["auto", "packed", "padded"] = "auto",
     ) -> None:
         super().__init__()
         self.language_model, self.projector, self.encoder = language_model, projector, encoder
         self.tokenizer, self.template = tokenizer, template
-        self.layout = _resolve_layout(layout, language_model.config.model_type)
-        _check_widths(projector, language_model, encoder)
+        self.encoder_dir: Path | None = None  # where an unchanged encoder can be linked from
+        self.layout = _resolve_layout(layout, self.language_model.config.model_type)
+        _check_widths(projector, self.language_model, encoder)
 
     @property
     def tokens_per_row(self) -> int:
@@ -87,7 +93,7 @@ class LlavaModel(nn.Module):
             stops.append(_EndsAtNewline(self.tokenizer))
         with _evaluating(self):
             spliced = self._splice(batch, "left")
-            new_ids = self.language_model.generate(  # type: ignore[operator]
+            new_ids = self.language_model.generate(
                 inputs_embeds=spliced.embeds,
                 attention_mask=spliced.attention_mask,
                 generation_config=_greedy(self.tokenizer, turns.filler_id, max_new_tokens),
@@ -116,7 +122,7 @@ class LlavaModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.projector.layers[0].weight.device  # type: ignore[return-value]
+        return self.projector.device
 
     def _features(self, images: Sequence[Image.Image | Tensor]) -> Tensor | None:
         rows = [self._rows(image) for image in images]
@@ -126,10 +132,10 @@ class LlavaModel(nn.Module):
     def _rows(self, image: Image.Image | Tensor) -> Float[Tensor, "R D"]:
         if isinstance(image, Tensor):
             return image.reshape(-1, self.projector.input_dim).float().cpu()
-        pixels = self._need_encoder().image_inputs(image)[None]  # type: ignore[operator]
+        pixels = self._need_encoder().image_inputs(image)[None]
         return self._encode(pixels.to(self.device))[0].cpu()
 
-    def _need_encoder(self) -> nn.Module:
+    def _need_encoder(self) -> DualEncoder:
         if self.encoder is None:
             raise ValueError(
                 "this model holds no image encoder, so it takes features but no pictures; load "
@@ -137,12 +143,8 @@ class LlavaModel(nn.Module):
             )
         return self.encoder
 
-    def _encode(self, pixels: Float[Tensor, "V 3 height width"]) -> Float[Tensor, "V 1 D"]:
-        encoder = self._need_encoder()
-        trains = any(parameter.requires_grad for parameter in encoder.parameters())
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            rows: Tensor = encoder.encode_images(pixels)  # type: ignore[operator]
-        return rows[:, None]
+    def _encode(self, pixels: Float[Tensor, "V ..."]) -> Float[Tensor, "V 1 D"]:
+        return self._need_encoder().encode_images(pixels)[:, None]
 
     def _visual(self, batch: Batch) -> Tensor | None:
         """Projected pictures. The projector runs even for a batch without any (`_touch`)."""
@@ -152,15 +154,13 @@ class LlavaModel(nn.Module):
         if rows is None:
             return None
         _check_rows(rows, self.projector.input_dim)
-        tokens: Tensor = self.projector(rows.to(self.projector.layers[0].weight.dtype))  # type: ignore[arg-type]
+        tokens: Tensor = self.projector(rows.to(self.projector.dtype))
         return tokens
 
     def _splice(self, batch: Batch, layout: Literal["packed", "right", "left"]) -> Spliced:
-        embedding = self.language_model.get_input_embeddings()  # type: ignore[operator]
+        embedding = self.language_model.get_input_embeddings()
         visual = self._visual(batch)
-        spliced = splice(
-            embedding, batch.input_ids, batch.labels, batch.lengths, visual, layout
-        )
+        spliced = splice(embedding, batch.input_ids, batch.labels, batch.lengths, visual, layout)
         if visual is None and torch.is_grad_enabled():
             spliced.embeds = spliced.embeds + self._touch(spliced.embeds)
         return spliced
@@ -168,8 +168,7 @@ class LlavaModel(nn.Module):
     def _touch(self, embeds: Tensor) -> Tensor:
         """Exactly zero, but part of the graph: data parallelism waits for every parameter, also
         on a rank whose samples have no picture."""
-        weight = self.projector.layers[0].weight
-        row = torch.zeros(1, 1, self.projector.input_dim, device=embeds.device, dtype=weight.dtype)  # type: ignore[arg-type]
+        row = embeds.new_zeros(1, 1, self.projector.input_dim, dtype=self.projector.dtype)
         return (self.projector(row).sum() * 0).to(embeds.dtype)
 
     def _target_losses(self, batch: Batch) -> tuple[LossSum, Tensor]:
@@ -251,10 +250,8 @@ def _resolve_layout(layout: str, model_type: str) -> Literal["packed", "padded"]
     )
 
 
-def _check_widths(
-    projector: Projector, language_model: nn.Module, encoder: nn.Module | None
-) -> None:
-    width = language_model.get_input_embeddings().weight.shape[-1]  # type: ignore[operator]
+def _check_widths(projector: Projector, language_model: Any, encoder: DualEncoder | None) -> None:
+    width = language_model.get_input_embeddings().weight.shape[-1]
     if projector.output_dim != width:
         raise ValueError(
             f"the projector writes width {projector.output_dim}, the language model reads "

@@ -14,6 +14,7 @@ once and the result repeated, which gives the same numbers for 1/576 of the work
 
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -51,6 +52,14 @@ class Projector(nn.Module):
         """The constructor's arguments, for the model directory."""
         names = ("input_dim", "output_dim", "kind", "tokens", "num_tokens")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def forward(
         self, visual: Float[Tensor, "images rows {self.input_dim}"]

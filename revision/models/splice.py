@@ -94,7 +94,7 @@ def _arrange(
     longest = int(sizes.max())
     column = position if layout == "right" else position + (longest - sizes)[sample_index]
 
-    def place(flat: Tensor, padding: int | bool | float) -> Tensor:
+    def place(flat: Tensor, padding: float) -> Tensor:
         padded = flat.new_full((num_samples, longest, *flat.shape[1:]), padding)
         return padded.index_put((sample_index, column), flat)
 

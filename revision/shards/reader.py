@@ -84,9 +84,12 @@ class ShardReader:
         path, offset, _ = self._locate(block, "features.npy")
         return _map_npy(path, offset, (self.blocks[block].rows, self.dim))
 
+    def record_lines(self, block: int) -> list[bytes]:
+        """The records of a block as they are stored, for callers that need a few of them."""
+        return read_member(*self._locate(block, "records.jsonl")).splitlines()
+
     def _lines(self, block: int) -> list[dict[str, Any]]:
-        content = read_member(*self._locate(block, "records.jsonl"))
-        return [json.loads(line) for line in content.splitlines()]
+        return [json.loads(line) for line in self.record_lines(block)]
 
     def records(self, block: int) -> list[Record]:
         """The records of a block, in the order of their rows."""

@@ -1,0 +1,154 @@
+"""An index of an input's records on disk: any record in one seek, none held in memory.
+
+`build_index` streams the input once and writes, whole or not at all,
+
+    <index_root>/<fingerprint>/records.jsonl     one record per line
+                               offsets.i64       where each line starts, and the end
+                               quarantine.jsonl  what was refused, and why
+                               index.json        counts and what the index was made from
+
+The fingerprint covers the paths, sizes and times of the input's files, so a second run finds the
+index and a changed input gets a new one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from revision.progress import track
+from revision.records import Record, Rejection, input_paths, json_line, read_records
+
+_VERSION = 1
+
+
+class RecordIndex:
+    """The records of an index directory, by number. May be pickled to workers."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        about = json.loads((directory / "index.json").read_text())
+        self.num_rejected: int = about["num_rejected"]
+        self._offsets = np.memmap(directory / "offsets.i64", np.int64, mode="r")
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, number: int) -> Record:
+        with open(self.directory / "records.jsonl", "rb") as file:
+            file.seek(int(self._offsets[number]))
+            line = file.read(int(self._offsets[number + 1] - self._offsets[number]))
+        return Record.from_json(json.loads(line))
+
+    def __getstate__(self) -> Path:
+        return self.directory
+
+    def __setstate__(self, directory: Path) -> None:
+        RecordIndex.__init__(self, directory)
+
+
+def build_index(
+    input: Path,
+    index_root: Path,
+    *,
+    image_root: Path | None,
+    check: Callable[[Record], None],
+) -> RecordIndex:
+    """The index of `input`, built now unless it exists.
+
+    `check(record)` raises ValueError for a record that cannot be used; such records, those that
+    the reader refuses and those with a missing image go to `quarantine.jsonl`.
+
+    Raises ValueError when no usable record is left.
+    """
+    directory = index_root / _fingerprint(input, image_root)
+    if not (directory / "index.json").exists():
+        index_root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=index_root))
+        try:
+            _write(temporary, input, image_root, check)
+            _publish(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return RecordIndex(directory)
+
+
+def _write(
+    directory: Path, input: Path, image_root: Path | None, check: Callable[[Record], None]
+) -> None:
+    accepted, rejected = 0, 0
+    with (
+        open(directory / "records.jsonl", "wb") as records,
+        open(directory / "offsets.i64", "wb") as offsets,
+        open(directory / "quarantine.jsonl", "wb") as quarantine,
+    ):
+        stream = read_records(input, side="image", image_root=image_root)
+        for entry in track(stream, f"index {input.name}"):
+            entry = _usable(entry, image_root, check)
+            if isinstance(entry, Rejection):
+                quarantine.write(json_line(asdict(entry)))
+                rejected += 1
+            else:
+                offsets.write(np.int64(records.tell()).tobytes())
+                records.write(json_line(entry.to_json()))
+                accepted += 1
+        offsets.write(np.int64(records.tell()).tobytes())
+    if not accepted:
+        first = (directory / "quarantine.jsonl").read_text().partition("\n")[0]
+        raise ValueError(f"{input}: none of its {rejected} records can be used; the first: {first}")
+    about = {"num_records": accepted, "num_rejected": rejected, "input": str(input)}
+    (directory / "index.json").write_text(json.dumps(about))
+
+
+def _usable(
+    entry: Record | Rejection, image_root: Path | None, check: Callable[[Record], None]
+) -> Record | Rejection:
+    if isinstance(entry, Rejection):
+        return entry
+    try:
+        check(entry)
+        for image in entry.images:
+            _check_image(image, image_root)
+    except ValueError as error:
+        return Rejection(entry.id, str(error), f"record {entry.id!r}")
+    return entry
+
+
+def _check_image(image: str | bytes, image_root: Path | None) -> None:
+    """Look at the header of an image file: decoding a whole data set would take hours."""
+    if isinstance(image, bytes) or "@" in image and ".tar#" in image:
+        return
+    path = (image_root or Path()) / image
+    try:
+        Image.open(path).close()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: missing image") from None
+    except Exception as error:  # decoders raise anything
+        raise ValueError(f"{path}: unreadable image ({error})") from error
+
+
+def _publish(temporary: Path, directory: Path) -> None:
+    """Move a finished index into place; one that another process finished first is kept."""
+    for file in temporary.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    try:
+        os.rename(temporary, directory)
+    except OSError:
+        if not (directory / "index.json").exists():
+            raise
+
+
+def _fingerprint(input: Path, image_root: Path | None) -> str:
+    files = [(str(path.resolve()), path.stat()) for path in map(Path, input_paths(input))]
+    facts: list[Any] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
+    facts += [_VERSION, str(image_root.resolve()) if image_root else None]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]

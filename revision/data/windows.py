@@ -1,0 +1,115 @@
+"""Windows: the micro-batches of one optimiser step, prepared together so that each of them knows
+the number of targets of all of them (the denominator of the loss), and loaders over them.
+
+A loader item is a whole window; the loop sees single micro-batches. A step's micro-batches are
+made by one worker, so the number of workers never changes what is in them.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from revision.data.plan import StepPlan
+
+
+class CountedBatch(Protocol):
+    """What a stage's model takes: knows its own targets and is told those of its window."""
+
+    window_targets: int
+
+    @property
+    def num_targets(self) -> int: ...
+
+
+class BatchSource(Protocol):
+    """Makes batches of record numbers; an empty list gives a batch without targets."""
+
+    block_sizes: list[int]
+
+    def batch(self, numbers: Sequence[int]) -> Any: ...
+
+
+class WindowDataset(Dataset[list[CountedBatch]]):
+    """Item s is the list of micro-batches of this process in step s.
+
+    Raises ValueError for a window with records but without a single target: the step would
+    silently do nothing.
+    """
+
+    def __init__(self, source: BatchSource, plan: StepPlan) -> None:
+        self.source, self.plan = source, plan
+
+    def __getitem__(self, step: int) -> list[CountedBatch]:
+        window = self.plan.window(step)
+        batches: list[CountedBatch] = [self.source.batch(numbers) for numbers in window]
+        num_targets = sum(batch.num_targets for batch in batches)
+        if num_targets == 0 and any(window):
+            raise ValueError(
+                f"step {step}: none of its {sum(map(len, window))} records has a target token; "
+                "check the template, the length limit and the answers of the data"
+            )
+        for batch in batches:
+            batch.window_targets = num_targets
+        return batches
+
+
+class HeldOutDataset(Dataset[list[CountedBatch]]):
+    """Item i is the i-th micro-batch of this process, in the order of the records.
+
+    All processes have the same number of items; the last ones may hold no record.
+    """
+
+    def __init__(
+        self, source: BatchSource, *, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.source, self.batch_size = source, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.num_records = sum(source.block_sizes)
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_records / (self.batch_size * self.world_size))
+
+    def __getitem__(self, index: int) -> list[CountedBatch]:
+        first = (index * self.world_size + self.rank) * self.batch_size
+        last = min(first + self.batch_size, self.num_records)
+        return [self.source.batch(range(first, last))]
+
+
+class WindowLoader:
+    """Iterates over the micro-batches of steps `first_step()`..`num_steps`-1.
+
+    Its length is that of the whole run: a trainer that resumes counts from the start, and
+    `first_step` (asked when iteration begins) tells where it is.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[list[CountedBatch]],
+        *,
+        num_steps: int,
+        batches_per_step: int = 1,
+        first_step: Callable[[], int] = lambda: 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset, self.num_steps, self.first_step = dataset, num_steps, first_step
+        self.batches_per_step = batches_per_step
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+
+    def __len__(self) -> int:
+        return self.num_steps * self.batches_per_step
+
+    def __iter__(self) -> Iterator[CountedBatch]:
+        windows: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=range(self.first_step(), self.num_steps),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator(),  # the default one belongs to the training step
+        )
+        for window in windows:
+            yield from window
