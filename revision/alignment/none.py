@@ -1,0 +1,24 @@
+"""No alignment: text rows are only brought to unit norm. The baseline of every comparison.
+
+    z = Norm(y)
+
+Source: "No Align" of arXiv:2602.07026, Tab. 1.
+"""
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from revision.alignment.base import AlignmentMap
+
+
+class NoAlignment(AlignmentMap):
+    """Leaves rows where they are; still holds the moments, so that its gap can be reported."""
+
+    name = "none"
+
+    @property
+    def shift(self) -> Float64[Tensor, " dim"]:
+        return self.source_mean.new_zeros(self.dim)
+
+    def transform(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
+        return rows

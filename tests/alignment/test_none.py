@@ -1,0 +1,16 @@
+import numpy as np
+import torch
+
+from revision.alignment import NoAlignment, moments_of
+from revision.alignment.geometry import aligned_moments
+
+
+def test_rows_are_only_normalised(text, image):
+    alignment = NoAlignment()
+    alignment.fit(moments_of([text]), moments_of([image]), lambda: [text])
+    rows = text.astype(np.float64)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert np.abs(alignment(torch.tensor(text)).numpy() - unit).max() < 1e-7
+    numbers = aligned_moments(alignment, [text])
+    assert abs(numbers.phi - 1) < 1e-12
+    assert abs(numbers.phi_bound - 1) < 1e-12

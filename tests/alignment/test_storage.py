@@ -1,0 +1,109 @@
+import json
+
+import pytest
+import torch
+
+from revision.alignment import (
+    MeanShift,
+    NoAlignment,
+    ReAlign,
+    load_alignment,
+    moments_of,
+    save_alignment,
+)
+from revision.alignment.storage import MAPS, alignment_digest, read_card
+
+
+def fitted(make, text, image):
+    alignment = make()
+    alignment.fit(moments_of([text]), moments_of([image]), lambda: [text])
+    return alignment
+
+
+@pytest.mark.parametrize(
+    "make",
+    [NoAlignment, lambda: MeanShift(strength=0.3), lambda: ReAlign(mean_precision="float32")],
+)
+def test_a_loaded_map_gives_the_same_bits(tmp_path, text, image, make):
+    alignment = fitted(make, text, image)
+    save_alignment(alignment, tmp_path / "map", {"source": {"rows": 1}})
+    loaded = load_alignment(tmp_path / "map")
+    rows = torch.tensor(text)
+    assert torch.equal(loaded(rows), alignment(rows))
+    assert type(loaded) is type(alignment)
+    assert loaded.options() == alignment.options()
+    assert alignment_digest(loaded) == alignment_digest(alignment)
+    assert sorted(p.name for p in (tmp_path / "map").iterdir()) == [
+        "alignment.json",
+        "alignment.safetensors",
+    ]
+
+
+def test_the_card_says_what_was_fitted_on_what(tmp_path, text, image):
+    save_alignment(fitted(ReAlign, text, image), tmp_path, {"source": {"rows": 1}})
+    card = read_card(tmp_path)
+    assert card["name"] == "realign"
+    assert card["dim"] == 24
+    assert card["statistics"]["source_count"] == 230
+    assert card["statistics"]["target_count"] == 170
+    assert card["statistics"]["scale"] > 0
+    assert card["statistics"]["raw_gap"] > 0
+    assert card["provenance"] == {"source": {"rows": 1}}
+
+
+def test_every_map_is_known_by_its_name():
+    assert {name: cls.name for name, cls in MAPS.items()} == {name: name for name in MAPS}
+    assert set(MAPS) == {"none", "mean_shift", "realign"}
+
+
+def test_digests_tell_maps_apart(text, image):
+    digests = {alignment_digest(fitted(cls, text, image)) for cls in MAPS.values()}
+    digests.add(alignment_digest(fitted(ReAlign, text[1:], image)))
+    assert len(digests) == 4
+
+
+def test_an_unfitted_map_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="not fitted"):
+        save_alignment(ReAlign(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_directory_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"not an alignment directory.*align\.py"):
+        load_alignment(tmp_path)
+
+
+def test_damaged_maps_are_refused(tmp_path, text, image):
+    save_alignment(fitted(ReAlign, text, image), tmp_path)
+    tensors = tmp_path / "alignment.safetensors"
+    content = tensors.read_bytes()
+    tensors.write_bytes(content[:-8] + bytes(8))
+    with pytest.raises(ValueError, match="sha256 differs"):
+        load_alignment(tmp_path)
+    tensors.write_bytes(content[:40])
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_alignment(tmp_path)
+    tensors.unlink()
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_alignment(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "wct"}, "unknown alignment 'wct'; known are none, mean_shift, realign"),
+        ({"schema_version": 7}, "schema version 7, this code reads 1"),
+    ],
+)
+def test_cards_of_another_time_are_refused(tmp_path, text, image, change, message):
+    save_alignment(fitted(ReAlign, text, image), tmp_path)
+    card = tmp_path / "alignment.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load_alignment(tmp_path)
+
+
+def test_broken_json_is_refused(tmp_path):
+    (tmp_path / "alignment.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable JSON"):
+        load_alignment(tmp_path)
