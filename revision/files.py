@@ -5,13 +5,16 @@ that a killed run leaves nothing that a later one could mistake for a result.
 """
 
 import errno
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+PLAN_NAME = "plan.json"
 
 
 @contextmanager
@@ -78,6 +81,25 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all."""
     with replacing(path) as file, explained(path):
         file.write(content)
+
+
+def claim(directory: Path, plan: dict[str, Any]) -> None:
+    """Record in `plan.json` what `directory` will hold, or check that it is what stands there.
+
+    Raises:
+        ValueError: it was begun with another plan; two results would have been mixed.
+    """
+    path = directory / PLAN_NAME
+    if not path.exists():
+        write_bytes(path, json.dumps(plan, indent=1).encode())
+        return
+    recorded = json.loads(path.read_bytes())
+    differing = sorted(k for k in recorded.keys() | plan if recorded.get(k) != plan.get(k))
+    if differing:
+        raise ValueError(
+            f"{directory}: was begun with other {' and '.join(differing)}; choose another "
+            "output_dir, or delete this one"
+        )
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:

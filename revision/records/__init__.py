@@ -7,7 +7,7 @@ and nothing is silent. `load_image` turns an image source into RGB pixels.
 
 from revision.records.formats import Format, detect_format, input_paths
 from revision.records.image import load_image
-from revision.records.read import Side, read_records
+from revision.records.read import SeenIds, Side, read_records
 from revision.records.record import (
     IMAGE_MARK,
     ImageSource,
@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "Rejection",
     "Role",
+    "SeenIds",
     "Side",
     "Turn",
     "detect_format",

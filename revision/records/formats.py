@@ -89,10 +89,9 @@ def _opens_revision(head: str) -> bool:
         value, _ = json.JSONDecoder().raw_decode(head)
     except json.JSONDecodeError:  # longer than the head: a file of one object, or a huge line
         return re.search(r'^\{\s*"(images|texts)"\s*:\s*\[\s*[\{\]]', head) is not None
-    lists = [value.get(key) for key in ("images", "texts")]
-    return "conversations" not in value and any(
-        isinstance(items, list) and all(isinstance(item, dict) for item in items) for items in lists
-    )
+    if "id" in value or "conversations" in value:
+        return False  # a record with several images
+    return any(isinstance(value.get(key), list) for key in ("images", "texts"))
 
 
 def revision_entries(path: Path) -> Iterator[Entry]:

@@ -26,7 +26,7 @@ _RECENT_IDS = 2**18
 log = logging.getLogger(__name__)
 
 
-class _SeenIds:
+class SeenIds:
     """The ids met so far as 64-bit hashes, 8 bytes each: a set of the recent, sorted runs of the rest.
 
     The hash is the same in every process. Two of 10^8 ids collide with probability 3e-4; the later
@@ -37,7 +37,7 @@ class _SeenIds:
         self._recent: set[int] = set()
         self._runs: list[np.ndarray] = []
 
-    def add(self, id: str, part: str) -> bool:
+    def add(self, id: str, part: str = "") -> bool:
         """Remember `id` of list `part`; False when it was there already."""
         content = f"{part}\0{id}".encode("utf-8", "surrogatepass")
         key = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
@@ -78,7 +78,7 @@ def read_records(
     if side not in get_args(Side):
         raise ValueError(f"side must be one of {get_args(Side)}, got {side!r}")
     chosen = _format(path, format)
-    seen = _SeenIds()
+    seen = SeenIds()
     for file in input_paths(path):
         for entry in ENTRIES[chosen](file):
             if entry.part in ("", "images" if side == "image" else "texts") or side == "both":
@@ -95,7 +95,7 @@ def _format(path: str | Path, format: str) -> Format:
     return format  # type: ignore[return-value]
 
 
-def _accepted(entry: Entry, side: Side, seen: _SeenIds, root: Path | None) -> Record | Rejection:
+def _accepted(entry: Entry, side: Side, seen: SeenIds, root: Path | None) -> Record | Rejection:
     """The record of `entry`, or why it is refused."""
     id = ""
     try:

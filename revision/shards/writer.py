@@ -99,7 +99,8 @@ class ShardWriter:
         _check_counts(features, records, counts, address)
         if not records:
             return
-        stored = np.ascontiguousarray(features, dtype=self.dtype)
+        with np.errstate(over="ignore"):  # an overflow is found, and named, just below
+            stored = np.ascontiguousarray(features, dtype=self.dtype)
         self._check_rows(stored, records, counts, address)
         number = f"{len(self._blocks):06d}"
         lines = (
@@ -195,6 +196,8 @@ def write_header(
         ValueError: a shard is missing, or the shards differ in width or dtype.
     """
     directory = Path(directory)
+    if num_shards < 1:
+        raise ValueError(f"{directory}: a feature set of {num_shards} shards; its source is empty")
     infos = tuple(shard_info(directory / shard_name(k)) for k in range(num_shards))
     formats = {(info.dim, info.dtype) for info in infos}
     if len(formats) != 1:

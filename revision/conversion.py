@@ -1,0 +1,306 @@
+"""Public ReVision and Unicorn pickles to feature sets, and back.
+
+    <dir>/text_embeds_1.pkl ...     [{"id", "caption", "embed"}]      -> a feature set
+    <dir>/image_embeds_1.pkl ...    [{"id", "image_path", "embed"}]   -> a feature set
+    <dir>/trace/*_trace.pkl with <dir>/trace_stats.pkl                -> shards/ and alignment/
+
+Formats: Yu-xm/ReVision@2d26f3a embed.py:321-331, embed_ReAlign.py:372-404. Rows are kept bit for
+bit, so that a round trip gives back the same records; they are near unit norm, not of unit norm.
+Departs from the public readers in that parts are read in numeric order, duplicate ids and bad rows
+go to `quarantine.jsonl`, and no file that is not a list of records is taken for data.
+"""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from revision.alignment.base import AlignmentMap
+from revision.alignment.realign import ReAlign
+from revision.alignment.storage import alignment_digest, load_alignment, save_alignment
+from revision.files import claim, explained, replacing
+from revision.pickles import read_pickle
+from revision.progress import track
+from revision.records import Record, Rejection, SeenIds
+from revision.shards import (
+    DTYPES,
+    GRID_ROWS,
+    Header,
+    Kind,
+    ShardReader,
+    ShardWriter,
+    check_rows,
+    shard_name,
+    write_header,
+)
+
+STATS_NAME = "trace_stats.pkl"
+STATS_KEYS = {"mu_txt", "mu_img", "mu_hat", "scale", "trace_txt", "trace_img"}
+RECORDS_PER_FILE = 200_000  # embed.py --records_per_pkl
+_CONTENT_KEYS: dict[Kind, str] = {"text": "caption", "image": "image_path"}
+
+Embedded = tuple[Record, np.ndarray]
+
+
+def import_pickles(
+    input_dir: Path,
+    output_dir: Path,
+    *,
+    kind: Literal["auto", "text", "image"] = "auto",
+    encoder: str = "unknown",
+    rows_per_shard: int = 65536,
+) -> Header:
+    """Convert a directory of public pickles; resumes at the first missing shard.
+
+    With `trace_stats.pkl` in `input_dir` the result is laid out as `align.py` does it: the map in
+    `output_dir/alignment`, the rows in `output_dir/shards`.
+
+    Raises:
+        ValueError: no record pickle, texts and images mixed, or another import owns `output_dir`.
+    """
+    files = _record_files(input_dir)
+    alignment = None
+    if (input_dir / STATS_NAME).exists():
+        alignment = alignment_of(input_dir / STATS_NAME)
+        save_alignment(alignment, output_dir / "alignment", {"imported": STATS_NAME})
+        output_dir = output_dir / "shards"
+    kind = _kind_of(files[0]) if kind == "auto" else kind
+    digests = {file.name: _file_digest(file) for file in track(files, "digest pickles")}
+    claim(output_dir, {"files": digests, "kind": kind, "rows_per_shard": rows_per_shard})
+    entries = _entries(files, kind)
+    num_shards = 0
+    while chunk := list(islice(entries, rows_per_shard)):
+        if not (output_dir / shard_name(num_shards)).exists():
+            _write_shard(output_dir, num_shards, chunk)
+        num_shards += 1
+    return write_header(
+        output_dir,
+        kind=kind,
+        encoder={"name": encoder, "format": "revision_pkl"},
+        source={"input": str(input_dir), "sha256": digests},
+        alignment=_identity(alignment, files),
+        num_shards=num_shards,
+    )
+
+
+def _record_files(directory: Path) -> list[Path]:
+    """The record pickles in numeric order of their parts (the public scripts sort 10 before 2)."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: not a directory of public pickles")
+    found = [*directory.glob("*.pkl"), *directory.glob("trace/*.pkl")]
+    files = [file for file in found if file.name != STATS_NAME]
+    if not files:
+        raise ValueError(f"{directory}: no pickle of records (text_embeds_1.pkl, ...) in it")
+    return sorted(files, key=lambda f: [int(p) if p.isdigit() else p for p in _parts(f.name)])
+
+
+def _parts(name: str) -> list[str]:
+    return re.split(r"(\d+)", name)
+
+
+def _identity(alignment: AlignmentMap | None, files: list[Path]) -> dict[str, Any] | None:
+    """What the header says about the map the rows have been through."""
+    if alignment is not None:
+        digest = alignment_digest(alignment)
+        return {"name": alignment.name, "options": alignment.options(), "sha256": digest}
+    if all(file.stem.endswith("_trace") for file in files):  # the name embed_ReAlign.py gives
+        return {"name": "realign", "options": {}, "sha256": "unknown"}
+    return None
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _read_list(path: Path) -> list[dict[str, Any]]:
+    content = read_pickle(path)
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise ValueError(
+            f"{path}: holds a {type(content).__name__}, not a list of records; move it away if it "
+            "is not part of the data (a mean, statistics)"
+        )
+    return content
+
+
+def _kind_of(path: Path) -> Kind:
+    first = next(iter(_read_list(path)), {})
+    for kind, key in _CONTENT_KEYS.items():
+        if key in first:
+            return kind
+    raise ValueError(f"{path}: its first record has neither 'caption' nor 'image_path'; give kind=")
+
+
+def _entries(files: list[Path], kind: Kind) -> Iterator[Embedded | Rejection]:
+    """Every record of every file with its row, or why it has none."""
+    seen = SeenIds()
+    expected: np.ndarray | None = None
+    for file in track(files, "import pickles"):
+        for i, fields in enumerate(_read_list(file)):
+            address = f"{file.name}:record {i}"
+            try:
+                record, row = _embedded(fields, kind, file)
+                expected = row if expected is None else expected
+                _check_row(row, expected)
+                if not seen.add(record.id):
+                    raise _Unusable("duplicate id: an earlier record has it")
+                yield record, row
+            except _Unusable as error:
+                yield Rejection(str(fields.get("id", "")), str(error), address)
+
+
+class _Unusable(Exception):
+    """A record that is quarantined; unlike a ValueError it does not end the import."""
+
+
+def _embedded(fields: dict[str, Any], kind: Kind, file: Path) -> Embedded:
+    """A public record as ours: ids become text, other keys are carried in the metadata."""
+    other = next(key for other, key in _CONTENT_KEYS.items() if other != kind)
+    if other in fields and _CONTENT_KEYS[kind] not in fields:
+        raise ValueError(
+            f"{file}: records with {other!r} where {_CONTENT_KEYS[kind]!r} is expected; texts and "
+            "images are two feature sets: put their pickles into two directories"
+        )
+    rest = {key: _storable(value) for key, value in fields.items() if key != "embed"}
+    id, content = rest.pop("id", None), rest.pop(_CONTENT_KEYS[kind], None)
+    if id is None or id == "":
+        raise _Unusable("missing id")
+    if not isinstance(content, str) or not content.strip():
+        raise _Unusable(f"empty {_CONTENT_KEYS[kind]}")
+    if fields.get("embed") is None:
+        raise _Unusable("no feature: 'embed' is missing")
+    if not isinstance(id, str):
+        rest["public_id"] = id  # its type, for the way back
+    row = np.asarray(fields["embed"])
+    if kind == "text":
+        return Record(str(id), text=content, metadata=rest), row
+    return Record(str(id), images=(content,), metadata=rest), row
+
+
+def _storable(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _check_row(row: np.ndarray, expected: np.ndarray) -> None:
+    if row.ndim != 1 or row.dtype.name not in DTYPES:
+        raise _Unusable(f"feature of shape {row.shape} and dtype {row.dtype}, expected a float row")
+    if (len(row), row.dtype) != (len(expected), expected.dtype):
+        raise _Unusable(
+            f"feature of {len(row)} {row.dtype} numbers, the first record has {len(expected)} "
+            f"of {expected.dtype}"
+        )
+    if check_rows(row[None], dim=len(row), address="")[0]:
+        raise _Unusable("feature row is zero or not finite")
+
+
+def _write_shard(directory: Path, index: int, chunk: list[Embedded | Rejection]) -> None:
+    embedded = [entry for entry in chunk if not isinstance(entry, Rejection)]
+    if not embedded:
+        raise ValueError(
+            f"{directory}: none of the {len(chunk)} records of shard {index} can be used; the "
+            f"first: {next(e.reason for e in chunk if isinstance(e, Rejection))}"
+        )
+    row = embedded[0][1]
+    with ShardWriter(directory, index, len(row), row.dtype.name) as writer:
+        for start in range(0, len(embedded), GRID_ROWS):
+            block = embedded[start : start + GRID_ROWS]
+            writer.add_block(np.stack([row for _, row in block]), [record for record, _ in block])
+        for entry in chunk:
+            if isinstance(entry, Rejection):
+                writer.reject(entry)
+
+
+def alignment_of(stats_path: Path) -> ReAlign:
+    """The map that `trace_stats.pkl` describes; its counts of rows are unknown and stand at 0."""
+    stats = read_pickle(stats_path)
+    missing = STATS_KEYS - set(stats if isinstance(stats, dict) else ())
+    if missing:
+        raise ValueError(f"{stats_path}: not ReAlign statistics, {sorted(missing)} are missing")
+    alignment = ReAlign(mean_precision="float32")
+    for name, value in {
+        "source_mean": stats["mu_txt"],
+        "target_mean": stats["mu_img"],
+        "centroid": stats["mu_hat"],
+        "scale": stats["scale"],
+        "source_trace": stats["trace_txt"],
+        "target_trace": stats["trace_img"],
+    }.items():
+        setattr(alignment, name, torch.tensor(np.asarray(value, np.float64)))
+    alignment.source_count, alignment.target_count = torch.tensor(0), torch.tensor(0)
+    return alignment
+
+
+def export_pickles(
+    input_dir: Path, output_dir: Path, *, records_per_file: int = RECORDS_PER_FILE
+) -> list[Path]:
+    """Write a feature set, or what `align.py` wrote, as the public scripts would have.
+
+    Raises:
+        ValueError: a record has several rows (the public format has one), or other pickles are
+            in `output_dir`, where the public scripts would take them for data.
+    """
+    stats = _export_stats(input_dir, output_dir)
+    reader = ShardReader(input_dir / "shards" if (input_dir / "shards").is_dir() else input_dir)
+    header = reader.header
+    digests = {shard.name: shard.sha256 for shard in header.shards}
+    claim(output_dir, {"shards": digests, "records_per_file": records_per_file})
+    aligned = header.alignment is not None
+    folder, suffix = (output_dir / "trace", "_trace") if aligned else (output_dir, "")
+    records = _public_records(reader)
+    paths: list[Path] = []
+    while chunk := list(islice(records, records_per_file)):
+        paths.append(folder / f"{header.kind}_embeds_{len(paths) + 1}{suffix}.pkl")
+        _write_pickle(paths[-1], chunk)
+    return paths + stats
+
+
+def _public_records(reader: ShardReader) -> Iterator[dict[str, Any]]:
+    key = _CONTENT_KEYS[reader.header.kind]
+    for block in track(range(len(reader.blocks)), "export pickles"):
+        rows = np.array(reader.features(block))
+        position = 0
+        for record, count in zip(reader.records(block), reader.row_counts(block), strict=True):
+            if count > 1:
+                raise ValueError(
+                    f"record {record.id!r} has {count} feature rows, the public format has one"
+                )
+            if count == 1:  # a text-only record has no place in a file of features
+                yield _public_record(record, key, rows[position])
+                position += 1
+
+
+def _public_record(record: Record, key: str, row: np.ndarray) -> dict[str, Any]:
+    metadata = dict(record.metadata)
+    content = record.text if key == "caption" else record.images[0]
+    id = metadata.pop("public_id", record.id)
+    return {"id": id, key: content} | metadata | {"embed": row.copy()}
+
+
+def _export_stats(input_dir: Path, output_dir: Path) -> list[Path]:
+    if not (input_dir / "alignment").is_dir():
+        return []
+    alignment = load_alignment(input_dir / "alignment")
+    if not isinstance(alignment, ReAlign):
+        return []
+    mean = {"mu_txt": "source_mean", "mu_img": "target_mean", "mu_hat": "centroid"}
+    number = {"scale": "scale", "trace_txt": "source_trace", "trace_img": "target_trace"}
+    stats: dict[str, Any] = {
+        key: getattr(alignment, name).float().numpy() for key, name in mean.items()
+    }
+    stats |= {key: float(getattr(alignment, name)) for key, name in number.items()}
+    _write_pickle(output_dir / STATS_NAME, stats | {"strict_finite": True})
+    return [output_dir / STATS_NAME]
+
+
+def _write_pickle(path: Path, content: Any) -> None:
+    with replacing(path) as file, explained(path):
+        pickle.dump(content, file, protocol=4)
