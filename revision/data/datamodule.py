@@ -18,7 +18,6 @@ from revision.data.sources import (
     ImageSource,
     SampleSource,
     ShardSource,
-    Visual,
     check_record,
 )
 from revision.data.templates import TurnEncoder
@@ -132,7 +131,7 @@ class VisualDataModule(PlannedDataModule):
         val_input: str | Path | None = None,
         encoder: DualEncoder | None = None,
         alignment: nn.Module | None = None,
-        visual: Visual = "real",
+        visual: str = "real",
         max_caption_words: int | None = None,
         caption_prompt: str = CAPTION_PROMPT,
         index_root: str | Path = "runs/.index",

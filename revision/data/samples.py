@@ -11,6 +11,7 @@ order, R feature rows of one picture (1 for pooled features), D feature width.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        moved = {
+        moved: dict[str, Any] = {
             name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from revision.encoders.base import DualEncoder
 from revision.records import IMAGE_MARK, Record, Turn, load_image
 from revision.shards import ShardReader
 
-Visual = Literal["real", "zero", "shuffled"]
+VISUALS = ("real", "zero", "shuffled")
 CAPTION_PROMPT = "Describe the image."
 _INDEX_BLOCK = 4096
 
@@ -43,12 +43,12 @@ class SampleSource(ABC):
         self,
         turns: TurnEncoder,
         *,
-        visual: Visual = "real",
+        visual: str = "real",
         max_caption_words: int | None = None,
         caption_prompt: str = CAPTION_PROMPT,
     ) -> None:
-        if visual not in get_args(Visual):
-            raise ValueError(f"unknown visual={visual!r}; choose from {get_args(Visual)}")
+        if visual not in VISUALS:
+            raise ValueError(f"unknown visual={visual!r}; choose from {VISUALS}")
         self.turns, self.visual = turns, visual
         self.max_caption_words, self.caption_prompt = max_caption_words, caption_prompt
 

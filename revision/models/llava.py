@@ -49,7 +49,7 @@ class LlavaModel(nn.Module):
         tokenizer: Any,
         encoder: DualEncoder | None = None,
         template: str = "chat",
-        layout: Literal["auto", "packed", "padded"] = "auto",
+        layout: str = "auto",
     ) -> None:
         super().__init__()
         self.language_model, self.projector, self.encoder = language_model, projector, encoder
@@ -91,12 +91,13 @@ class LlavaModel(nn.Module):
         turns = self.turn_encoder()
         if turns.ends_at_newline:
             stops.append(_EndsAtNewline(self.tokenizer))
-        with _evaluating(self):
+        decoding = _greedy(self.tokenizer, turns.filler_id, max_new_tokens)
+        with _evaluating(self), _sole_defaults(self.language_model, decoding):
             spliced = self._splice(batch, "left")
             new_ids = self.language_model.generate(
                 inputs_embeds=spliced.embeds,
                 attention_mask=spliced.attention_mask,
-                generation_config=_greedy(self.tokenizer, turns.filler_id, max_new_tokens),
+                generation_config=decoding,
                 stopping_criteria=stops,
             )
         texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
@@ -209,7 +210,6 @@ class _EndsAtNewline(StoppingCriteria):
 
 
 def _greedy(tokenizer: Any, filler_id: int, max_new_tokens: int) -> GenerationConfig:
-    """Greedy, whatever sampling defaults the language model was published with."""
     padding = tokenizer.pad_token_id
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -217,6 +217,18 @@ def _greedy(tokenizer: Any, filler_id: int, max_new_tokens: int) -> GenerationCo
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=filler_id if padding is None else padding,
     )
+
+
+@contextmanager
+def _sole_defaults(language_model: Any, decoding: GenerationConfig) -> Iterator[None]:
+    """Hide the decoding defaults that the language model was published with (a repetition
+    penalty, say): `generate` would fill them into every field that `decoding` leaves open."""
+    published = language_model.generation_config
+    language_model.generation_config = decoding
+    try:
+        yield
+    finally:
+        language_model.generation_config = published
 
 
 @contextmanager

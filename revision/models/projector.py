@@ -12,14 +12,14 @@ Departs from the public code: it repeats the row and projects every copy; here t
 once and the result repeated, which gives the same numbers for 1/576 of the work.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Kind = Literal["mlp2x_gelu", "linear"]
-Tokens = Literal["single", "repeat", "expand"]
+KINDS = ("mlp2x_gelu", "linear")
+TOKENS = ("single", "repeat", "expand")
 
 
 class Projector(nn.Module):
@@ -32,8 +32,8 @@ class Projector(nn.Module):
         self,
         input_dim: int,
         output_dim: int,
-        kind: Kind = "mlp2x_gelu",
-        tokens: Tokens = "single",
+        kind: str = "mlp2x_gelu",
+        tokens: str = "single",
         num_tokens: int = 1,
     ) -> None:
         super().__init__()
@@ -71,10 +71,10 @@ class Projector(nn.Module):
 
 
 def _check(kind: str, tokens: str, num_tokens: int) -> None:
-    if kind not in ("mlp2x_gelu", "linear"):
-        raise ValueError(f"unknown projector kind {kind!r}; use 'mlp2x_gelu' or 'linear'")
-    if tokens not in ("single", "repeat", "expand"):
-        raise ValueError(f"unknown tokens={tokens!r}; use 'single', 'repeat' or 'expand'")
+    if kind not in KINDS:
+        raise ValueError(f"unknown projector kind {kind!r}; choose from {KINDS}")
+    if tokens not in TOKENS:
+        raise ValueError(f"unknown tokens={tokens!r}; choose from {TOKENS}")
     if num_tokens < 1 or (tokens == "single" and num_tokens != 1):
         raise ValueError(
             f"tokens={tokens!r} cannot make num_tokens={num_tokens} of a row; "

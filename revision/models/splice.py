@@ -13,7 +13,7 @@ Letters: B samples, T ids, V pictures, K tokens per picture, H width of the LLM,
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -94,7 +94,7 @@ def _arrange(
     longest = int(sizes.max())
     column = position if layout == "right" else position + (longest - sizes)[sample_index]
 
-    def place(flat: Tensor, padding: float) -> Tensor:
+    def place(flat: Tensor, padding: Any) -> Tensor:
         padded = flat.new_full((num_samples, longest, *flat.shape[1:]), padding)
         return padded.index_put((sample_index, column), flat)
 
