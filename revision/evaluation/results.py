@@ -6,13 +6,13 @@ file as it was. A score with an interval takes three rows: `m`, `m_low` and `m_h
 """
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from revision.evaluation.metrics import Score
+from revision.files import write_bytes
 
 BOUNDS = ("_low", "_high")
 
@@ -81,7 +81,7 @@ def read_results(path: Path) -> list[Row]:
 def write_results(path: Path, rows: Iterable[Row]) -> None:
     """Replace the file at once: a reader sees the old table or the new one."""
     lines = ",\n".join("  " + json.dumps(asdict(row), allow_nan=False) for row in rows)
-    write_atomically(path, f"[\n{lines}\n]\n")
+    write_bytes(Path(path), f"[\n{lines}\n]\n".encode())
 
 
 def add_results(path: Path, rows: Iterable[Row]) -> list[Row]:
@@ -90,21 +90,6 @@ def add_results(path: Path, rows: Iterable[Row]) -> list[Row]:
     table = merge(read_results(path) if path.exists() else [], rows)
     write_results(path, table)
     return table
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside `path`, fsync, rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def over_seeds(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], Spread]:

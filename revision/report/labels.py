@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from revision.evaluation.results import BOUNDS, Row
+from revision.evaluation.journal import Scores
+from revision.evaluation.results import BOUNDS, Row, rows_of
 
 CHANCE = "chance"
 SUFFIXES: dict[str, str] = {"real": "", "zero": " (blind)", "shuffled": " (shuffled)"}
@@ -45,6 +46,16 @@ def metric_of(name: str) -> Metric:
 def condition(setting: str, visual: str) -> str:
     """The setting of a result row: `realign`, `realign (blind)`, `realign (shuffled)`."""
     return setting + SUFFIXES[visual]
+
+
+def result_rows(scores: Scores, *, setting: str, stage: str, seed: int, split: str) -> list[Row]:
+    """The rows of an evaluation: one setting per visual condition, and `chance`."""
+    names = {visual: condition(setting, visual) for visual in SUFFIXES} | {CHANCE: CHANCE}
+    return [
+        row
+        for visual, table in scores.items()
+        for row in rows_of(table, setting=names[visual], stage=stage, seed=seed, split=split)
+    ]
 
 
 def base_lines(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
