@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
+    BertModel,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -16,11 +18,13 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
-    ViTConfig,
-    ViTImageProcessorPil,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
+    ViTConfig,
+    ViTImageProcessorPil,
 )
+
+from revision.encoders.composed import ComposedDualEncoder, Head, TowerPair
 
 WORDS = "a b c d e f red green blue cat dog car on the of picture small large".split()
 SPECIAL = ["<pad>", "<start>", "<unk>", "<end>"]
@@ -119,3 +123,17 @@ SAVED = {
     "siglip2": save_siglip2,
     "vision-text-dual-encoder": save_vision_text,
 }
+
+
+def tiny_towers(image_size: int = 32) -> TowerPair:
+    """EfficientNet-Lite0 with random weights, and a BERT of one width-16 layer."""
+    torch.manual_seed(0)
+    vision = EfficientNet.from_name("efficientnet-lite0").eval()
+    vision._fc = torch.nn.Identity()
+    text = BertModel(BertConfig(**_TEXT, max_position_embeddings=12)).eval()
+    return TowerPair(vision, text, tokenizer(12), image_size=image_size)
+
+
+def tiny_composed(image_size: int = 32) -> ComposedDualEncoder:
+    towers = tiny_towers(image_size)
+    return ComposedDualEncoder(towers, Head(1280, 8), Head(16, 8), card={})

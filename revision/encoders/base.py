@@ -22,7 +22,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
 Side = Literal["image", "text"]
 
 _DIGESTED = {".json", ".safetensors", ".bin", ".txt", ".model"}
@@ -85,7 +84,7 @@ def unit_rows(rows: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
     return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
-def torch_dtype(name: DtypeName) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
         raise ValueError(f"unknown encoder dtype {name!r}; choose one of {', '.join(known)}")

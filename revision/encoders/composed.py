@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-untyped]
 from jaxtyping import Float
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -32,7 +31,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from revision.encoders.base import (
-    DtypeName,
     DualEncoder,
     Side,
     torch_dtype,
@@ -54,7 +52,7 @@ class TowerPair(DualEncoder):
     of them; ask `feature_dim`.
     """
 
-    def __init__(self, vision: nn.Module, text: Any, tokenizer: Any, *, image_size: int) -> None:
+    def __init__(self, vision: Any, text: Any, tokenizer: Any, *, image_size: int) -> None:
         super().__init__()
         self.vision = vision.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
         self.text = text
@@ -135,7 +133,7 @@ class Head(nn.Linear):
 
 
 class ComposedDualEncoder(DualEncoder):
-    """Two towers and their trained heads; `card` says how they were trained and how good they are."""
+    """Two towers and their trained heads; `card` says how they were trained."""
 
     def __init__(
         self, towers: TowerPair, image_head: Head, text_head: Head, *, card: dict[str, Any]
@@ -193,7 +191,7 @@ def load_towers(
     vision_dir: str | Path,
     text_dir: str | Path,
     image_size: int = 128,
-    dtype: DtypeName = "float32",
+    dtype: str = "float32",
 ) -> TowerPair:
     """The pretrained towers: `vision_dir/model.safetensors` and `text_dir` in the hub's layout."""
     vision_dir, text_dir = Path(vision_dir), Path(text_dir)
@@ -210,7 +208,7 @@ def load_towers(
     return TowerPair(vision, text, tokenizer, image_size=image_size)
 
 
-def load_composed(directory: Path, *, dtype: DtypeName = "float32") -> DualEncoder:
+def load_composed(directory: Path, *, dtype: str = "float32") -> DualEncoder:
     """Read what `ComposedDualEncoder.save` or `TowerPair.save` wrote."""
     config = json.loads((directory / "config.json").read_text())
     towers = load_towers(
@@ -233,7 +231,10 @@ def _head(weight: Float[Tensor, "D F"]) -> Head:
     return head
 
 
-def _load_vision(path: Path) -> nn.Module:
+def _load_vision(path: Path) -> Any:
+    # Installed with the weights (requirements/weights.txt), not needed for other encoders.
+    from efficientnet_lite_pytorch import EfficientNet
+
     vision = EfficientNet.from_name(VISION_ARCHITECTURE)
     vision._fc = nn.Identity()
     state = {k: v for k, v in load_file(path).items() if k not in _CLASSIFIER}

@@ -13,7 +13,7 @@ zeros is ever stored.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -32,7 +32,6 @@ from revision.shards import (
     read_header,
 )
 
-Modality = Literal["both", "image", "text"]
 SETS: dict[Side, str] = {"image": "images", "text": "texts"}
 
 
@@ -42,11 +41,11 @@ def embed_records(
     input: str | Path,
     output_dir: str | Path,
     image_root: str | Path | None = None,
-    modality: Modality = "both",
+    modality: str = "both",
     format: str = "auto",
     batch_size: int = 64,
     rows_per_shard: int = 65_536,
-    dtype: Literal["float16", "float32"] = "float16",
+    dtype: str = "float16",
     num_workers: int = 2,
     accelerator: str = "auto",
     devices: int | str = "auto",
@@ -54,8 +53,9 @@ def embed_records(
 ) -> dict[Side, Path]:
     """Write `<output_dir>/images` and `<output_dir>/texts` (or one of them) as feature sets.
 
-    `rows_per_shard` counts entries of the input. What is already there is kept; run it again
-    after an interruption. On the processes of a multi-device run, all return when all is written.
+    `modality` is both, image or text; `rows_per_shard` counts entries of the input. What is
+    already there is kept: run it again after an interruption. With several devices, every process
+    returns when all shards are written.
 
     Raises:
         ValueError: the input cannot be used, or the directory was begun with another encoder,
@@ -73,8 +73,7 @@ def embed_records(
         )
         for side in sides
     ]
-    for plan in plans if rank_zero_only.rank == 0 else ():
-        plan.record()
+    _record(plans)
     if any(plan.missing() for plan in plans):
         module = EmbeddingModule(encoder, plans, batch_size=batch_size, num_workers=num_workers)
         trainer = L.Trainer(
@@ -88,9 +87,7 @@ def embed_records(
             enable_model_summary=False,
         )
         trainer.predict(module, return_predictions=False)
-    if rank_zero_only.rank == 0:
-        for plan in plans:
-            _complete(plan)
+    _complete(plans)
     return {plan.source.side: plan.directory for plan in plans}
 
 
@@ -239,19 +236,27 @@ class OpenShard:
                 raise
 
 
-def _complete(plan: Plan) -> None:
-    """Declare the feature set complete and print what it holds."""
-    if not (plan.directory / "header.json").exists():
-        plan.write_header()
-    header = read_header(plan.directory)
-    print(
-        f"{plan.directory}: {header.num_rows} {plan.source.side} rows of width {header.dim} "
-        f"({header.dtype}) from {header.num_records} records; {header.num_rejected} rejected"
-        + (f", see {plan.directory / 'quarantine.jsonl'}" if header.num_rejected else "")
-    )
+@rank_zero_only
+def _record(plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        plan.record()
 
 
-def _sides(modality: Modality) -> list[Side]:
+@rank_zero_only
+def _complete(plans: Sequence[Plan]) -> None:
+    """Declare the feature sets complete and print what they hold."""
+    for plan in plans:
+        if not (plan.directory / "header.json").exists():
+            plan.write_header()
+        header = read_header(plan.directory)
+        print(
+            f"{plan.directory}: {header.num_rows} {plan.source.side} rows of width {header.dim} "
+            f"({header.dtype}) from {header.num_records} records; {header.num_rejected} rejected"
+            + (f", see {plan.directory / 'quarantine.jsonl'}" if header.num_rejected else "")
+        )
+
+
+def _sides(modality: str) -> list[Side]:
     known: dict[str, list[Side]] = {"both": ["image", "text"], "image": ["image"], "text": ["text"]}
     if modality not in known:
         raise ValueError(f"modality is one of {', '.join(known)}, got {modality!r}")

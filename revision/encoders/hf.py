@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from revision.encoders.base import (
-    DtypeName,
     DualEncoder,
     directory_digest,
     torch_dtype,
@@ -108,7 +107,7 @@ class HuggingFaceEncoder(DualEncoder):
 
 
 def load_hugging_face(
-    path: str, *, revision: str | None, trust_remote_code: bool, dtype: DtypeName
+    path: str, *, revision: str | None, trust_remote_code: bool, dtype: str
 ) -> HuggingFaceEncoder:
     """Load the hub id or local directory `path`; weights as safetensors unless there are none."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}

@@ -6,7 +6,7 @@ What a directory holds is decided by `model_type` in its `config.json`, never by
 import json
 from pathlib import Path
 
-from revision.encoders.base import DtypeName, DualEncoder
+from revision.encoders.base import DualEncoder
 from revision.encoders.composed import COMPOSED, TOWERS, load_composed
 from revision.encoders.hf import load_hugging_face
 
@@ -16,7 +16,7 @@ def load_encoder(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    dtype: DtypeName = "float32",
+    dtype: str = "float32",
 ) -> DualEncoder:
     """Load an encoder, frozen and in evaluation mode.
 

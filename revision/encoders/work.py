@@ -33,7 +33,7 @@ from revision.files import write_bytes
 from revision.progress import track
 from revision.records import Record, Rejection, load_image, read_records
 from revision.records.formats import input_paths
-from revision.shards import Header, shard_name, write_header
+from revision.shards import DTYPES, Header, shard_name, write_header
 
 PLAN_NAME = "plan.json"
 _TEXT_BATCHES = 16  # batches of the encoder in one of the loader: room to sort texts by length
@@ -82,10 +82,13 @@ class Plan:
         """Plan the set, or take up the plan that is there.
 
         Raises:
-            ValueError: the directory was begun with another plan, or the input has no entry.
+            ValueError: the directory was begun with another plan, the input has no entry, or a
+            setting cannot be used.
         """
         if rows_per_shard < 1:
             raise ValueError(f"rows_per_shard must be at least 1, got {rows_per_shard}")
+        if dtype not in DTYPES:
+            raise ValueError(f"features are stored as one of {', '.join(DTYPES)}, got {dtype!r}")
         fingerprint = {
             "encoder": encoder,
             "input_sha256": source.digest(),
@@ -106,9 +109,11 @@ class Plan:
         return Plan(source, directory, rows_per_shard, num_entries, fingerprint)
 
     def record(self) -> None:
-        """Write `plan.json`; one process does it."""
-        content = {"fingerprint": self.fingerprint, "num_entries": self.num_entries}
-        write_bytes(self.directory / PLAN_NAME, json.dumps(content, indent=1).encode())
+        """Write `plan.json` where there is none; one process does it."""
+        path = self.directory / PLAN_NAME
+        if not path.exists():
+            content = {"fingerprint": self.fingerprint, "num_entries": self.num_entries}
+            write_bytes(path, json.dumps(content, indent=1).encode())
 
     @property
     def num_shards(self) -> int:
