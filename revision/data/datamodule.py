@@ -211,10 +211,10 @@ class PairedRowsDataModule(PlannedDataModule):
     def __init__(
         self,
         *,
-        image_shards: str | Path,
-        text_shards: str | Path,
-        val_image_shards: str | Path | None = None,
-        val_text_shards: str | Path | None = None,
+        images: str | Path,
+        texts: str | Path,
+        val_images: str | Path | None = None,
+        val_texts: str | Path | None = None,
         batch_size: int,
         accumulate: int = 1,
         epochs: int = 1,
@@ -236,10 +236,10 @@ class PairedRowsDataModule(PlannedDataModule):
             num_workers=num_workers,
             val_batch_size=val_batch_size,
         )
-        self.train_pair = Path(image_shards), Path(text_shards)
-        self.val_pair = val_image_shards, val_text_shards
-        if (val_image_shards is None) != (val_text_shards is None):
-            raise ValueError("held-out pairs need both val_image_shards and val_text_shards")
+        self.train_pair = Path(images), Path(texts)
+        self.val_pair = val_images, val_texts
+        if (val_images is None) != (val_texts is None):
+            raise ValueError("held-out pairs need both val_images and val_texts")
 
     def make_sources(self) -> tuple[PairedRows, PairedRows | None]:
         image, text = self.val_pair

@@ -52,7 +52,9 @@ class EpochPlan:
         self.seed, self.shuffle_blocks = seed, shuffle_blocks
         everything = self.num_samples == total
         self._threshold = None if everything else hash_threshold(total, self.num_samples)
-        self._sizes = np.array([len(self._kept(b)) for b in range(len(block_sizes))], np.int64)
+        blocks = range(len(block_sizes))
+        sizes = block_sizes if everything else [len(self._kept(block)) for block in blocks]
+        self._sizes = np.array(sizes, np.int64)
         self._epoch_order = lru_cache(maxsize=2)(self._order_of_epoch)
         self._group_order = lru_cache(maxsize=2)(self._order_of_group)
 
@@ -82,7 +84,7 @@ class EpochPlan:
     def _order_of_group(self, epoch: int, group: int) -> Int[np.ndarray, " records"]:
         blocks, _ = self._epoch_order(epoch)
         chosen = blocks[group * self.shuffle_blocks : (group + 1) * self.shuffle_blocks]
-        records = np.concatenate([self._kept(block) for block in chosen])
+        records = np.concatenate([self._kept(int(block)) for block in chosen])
         return np.random.default_rng([self.seed, epoch, group]).permutation(records)
 
     def _kept(self, block: int) -> Int[np.ndarray, " records"]:

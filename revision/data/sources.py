@@ -93,18 +93,21 @@ class SampleSource(ABC):
             return self.blank(num_images)
         if self.visual == "real":
             return self.images(number)
-        other = self.images(self._partner(number))
         rows = torch.arange(num_images)
+        other = self._others_images(number)
         return {name: images[rows % len(images)] for name, images in other.items()}
 
-    def _partner(self, number: int) -> int:
-        """Another record with pictures, half the data away; the same one in every run."""
-        total = len(self)
-        for step in range(total - 1):
-            other = (number + max(1, total // 2) + step) % total
-            if other != number and self.num_images(other):
-                return other
-        raise ValueError("visual='shuffled' needs at least two records with pictures")
+    def _others_images(self, number: int) -> dict[str, Tensor]:
+        """The pictures of a record half the data away, the same one in every run; of the next one
+        where that has none, or the very same picture (several questions about one)."""
+        own, total = self.images(number), len(self)
+        for step in range(total):
+            other = (number + total // 2 + step) % total
+            if self.num_images(other):
+                images = self.images(other)
+                if all(not torch.equal(images[name][0], own[name][0]) for name in own):
+                    return images
+        raise ValueError("visual='shuffled' needs records with at least two different pictures")
 
 
 class ShardSource(SampleSource):

@@ -1,0 +1,77 @@
+"""The record index: any record in one seek, rebuilt exactly when the input changes."""
+
+import json
+import pickle
+
+import pytest
+
+from revision.data.index import RecordIndex, build_index
+
+
+def accept(record):
+    pass
+
+
+def write(path, texts):
+    records = [
+        {"id": str(i), "conversations": [{"from": "human", "value": t}]}
+        for i, t in enumerate(texts)
+    ]
+    path.write_text(json.dumps(records))
+    return path
+
+
+def build(tmp_path, path, check=accept):
+    return build_index(path, tmp_path / "index", image_root=None, check=check)
+
+
+def test_records_come_back_by_number(tmp_path):
+    texts = ["one", "zwei ü", "three\nlines"]
+    index = build(tmp_path, write(tmp_path / "data.json", texts))
+    assert len(index) == 3
+    for number in (2, 0, 1):
+        assert index[number].conversations[0].text == texts[number]
+    again = pickle.loads(pickle.dumps(index))
+    assert again[1] == index[1]
+
+
+def test_a_second_build_reads_nothing_and_a_changed_input_is_read_again(tmp_path):
+    path = write(tmp_path / "data.json", ["a"])
+    first = build(tmp_path, path)
+
+    def refuse(record):
+        raise AssertionError("read again")
+
+    assert build(tmp_path, path, refuse).directory == first.directory
+    assert len(build(tmp_path, write(path, ["a", "bb"]))) == 2
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path):
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, write(tmp_path / "data.json", ["a"]), interrupt)
+    assert list((tmp_path / "index").iterdir()) == []
+
+
+def test_an_input_without_a_usable_record_is_refused_with_the_first_reason(tmp_path):
+    def refuse(record):
+        raise ValueError("too dull")
+
+    with pytest.raises(ValueError, match=r"none of its 2 records can be used; the first: .*dull"):
+        build(tmp_path, write(tmp_path / "data.json", ["a", "b"]), refuse)
+
+
+def test_another_process_may_finish_first(tmp_path):
+    path = write(tmp_path / "data.json", ["a"])
+    built = []
+
+    def build_meanwhile(record):
+        if not built:
+            built.append(None)
+            build(tmp_path, path)
+
+    index = build(tmp_path, path, build_meanwhile)
+    assert isinstance(index, RecordIndex)
+    assert len(list((tmp_path / "index").iterdir())) == 1

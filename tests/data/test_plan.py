@@ -1,0 +1,118 @@
+"""The plan: every record once per epoch, whatever the processes; subsets nest; resume is a slice."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from revision.data.plan import EpochPlan, StepPlan, hash_threshold, position_hash
+
+BLOCKS = [7, 13, 1, 20, 9, 4]
+TOTAL = sum(BLOCKS)
+
+
+def order(plan, epoch=0):
+    return [plan.record(epoch, position) for position in range(plan.num_samples)]
+
+
+def step_records(epoch_plan, step, *, batch_size, accumulate, world_size):
+    """The records of one step over all processes."""
+    plans = [StepPlan(epoch_plan, batch_size, accumulate, r, world_size) for r in range(world_size)]
+    return Counter(n for plan in plans for batch in plan.window(step) for n in batch)
+
+
+@pytest.mark.parametrize("shuffle_blocks", [1, 2, 4, 100])
+def test_an_epoch_is_a_permutation(shuffle_blocks):
+    plan = EpochPlan(BLOCKS, seed=3, shuffle_blocks=shuffle_blocks)
+    assert sorted(order(plan)) == list(range(TOTAL))
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    plan = EpochPlan(BLOCKS, seed=3)
+    orders = [order(plan, 0), order(plan, 1), order(EpochPlan(BLOCKS, seed=4), 0)]
+    assert len({tuple(o) for o in orders}) == 3
+    assert order(EpochPlan(BLOCKS, seed=3), 1) == orders[1]
+
+
+def test_records_are_shuffled_inside_groups_of_blocks():
+    plan = EpochPlan([10] * 8, shuffle_blocks=2)
+    groups = [order(plan)[i : i + 20] for i in range(0, 80, 20)]
+    for group in groups:
+        assert len({record // 10 for record in group}) == 2
+        assert group != sorted(group)
+
+
+@pytest.mark.parametrize("num_samples", [None, 23])
+def test_a_step_is_the_same_set_for_every_number_of_processes(num_samples):
+    plan = EpochPlan(BLOCKS, seed=1, num_samples=num_samples)
+    layouts = [(8, 1, 1), (4, 2, 1), (4, 1, 2), (2, 1, 4), (1, 2, 4), (2, 2, 2)]
+    for step in range(20):
+        sets = [
+            step_records(plan, step, batch_size=b, accumulate=a, world_size=w)
+            for b, a, w in layouts
+        ]
+        assert all(one == sets[0] for one in sets)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_nothing_is_dropped_or_repeated_at_the_tail(world_size):
+    plan = EpochPlan(BLOCKS)
+    steps = StepPlan(plan, 4, 2, 0, world_size).steps_per_epoch
+    seen = Counter()
+    for step in range(steps, 2 * steps):  # the second epoch
+        seen += step_records(plan, step, batch_size=4, accumulate=2, world_size=world_size)
+    assert seen == Counter(range(TOTAL))
+
+
+def test_every_process_has_all_micro_batches_of_a_step():
+    plan = EpochPlan([5])
+    windows = [StepPlan(plan, 2, 2, rank, 2).window(0) for rank in range(2)]
+    assert [[len(batch) for batch in window] for window in windows] == [[2, 1], [2, 0]]
+
+
+def test_subsets_are_nested_and_do_not_depend_on_the_seed():
+    blocks = [100] * 10
+    subsets = {
+        (n, seed): set(order(EpochPlan(blocks, num_samples=n, seed=seed)))
+        for n in (1, 100, 400, 1000)
+        for seed in (0, 1)
+    }
+    assert [len(subsets[n, 0]) for n in (1, 100, 400, 1000)] == [1, 100, 400, 1000]
+    assert subsets[1, 0] < subsets[100, 0] < subsets[400, 0] < subsets[1000, 0]
+    assert subsets[100, 0] == subsets[100, 1]
+
+
+def test_a_subset_is_spread_over_the_data():
+    chosen = np.array(order(EpochPlan([100] * 10, num_samples=400)))
+    counts = np.bincount(chosen // 100, minlength=10)
+    assert counts.min() > 25
+    assert counts.max() < 55
+
+
+@pytest.mark.parametrize("count", [1, 2, 999, 1000])
+def test_the_threshold_is_an_order_statistic(count):
+    hashes = np.sort(position_hash(np.arange(1000)))
+    assert len(set(hashes.tolist())) == 1000
+    assert hash_threshold(1000, count) == hashes[count - 1]
+
+
+def test_a_plan_travels_to_a_worker():
+    plan = EpochPlan(BLOCKS, seed=5, num_samples=20)
+    assert order(pickle.loads(pickle.dumps(plan))) == order(plan)
+
+
+def test_memory_does_not_grow_with_the_records():
+    plan = EpochPlan([10**9] * 3, shuffle_blocks=1)
+    assert len(pickle.dumps(plan)) < 2000
+
+
+@pytest.mark.parametrize("num_samples", [0, TOTAL + 1])
+def test_more_samples_than_there_are_is_refused(num_samples):
+    with pytest.raises(ValueError, match=f"num_samples={num_samples}, but the data has {TOTAL}"):
+        EpochPlan(BLOCKS, num_samples=num_samples)
+
+
+def test_empty_data_is_refused():
+    with pytest.raises(ValueError, match="the data has 0 records"):
+        EpochPlan([])
