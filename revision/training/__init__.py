@@ -1,0 +1,1 @@
+"""Training with Lightning: one module for every stage, strategies, exact resume, run metrics."""

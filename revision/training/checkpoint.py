@@ -1,0 +1,166 @@
+"""Resume checkpoints: atomic, of the trainable set, at optimiser steps.
+
+`<run_dir>/checkpoints/step-00000120/` holds `state` (a file, or a directory under a sharding
+strategy) and `about.json` (step, strategy, processes). It is written under a temporary name and
+renamed, so it exists whole or not at all; older ones are removed afterwards.
+
+Checkpoints fall on whole optimiser steps and after the validation of the same step, and the data
+order is a function of the step alone, so a run that is killed and started again computes what
+the undisturbed run computes. The step before the last is always saved: a run that is killed
+while it writes its model directory repeats one step.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+STATE_NAME = "state"
+ABOUT_NAME = "about.json"
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Saves every `every_steps` optimiser steps or `every_minutes`, whichever comes first."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        total_steps: int,
+        every_minutes: float = 10.0,
+        every_steps: int | None = None,
+    ) -> None:
+        self.directory = directory
+        self.total_steps = total_steps
+        self.every_minutes = every_minutes
+        self.every_steps = every_steps
+        self.saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and not _validates_after(trainer, batch_idx):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: L.Trainer) -> None:
+        step = trainer.global_step
+        if step >= self.total_steps:
+            return
+        by_step = bool(self.every_steps) and step % (self.every_steps or 1) == 0
+        if by_step or step == self.total_steps - 1 or self._is_late(trainer):
+            save_checkpoint(trainer, self.directory)
+            self.saved_at = time.monotonic()
+
+    def _is_late(self, trainer: L.Trainer) -> bool:
+        late = time.monotonic() - self.saved_at >= 60 * self.every_minutes
+        if trainer.world_size == 1:
+            return late
+        return bool(trainer.strategy.broadcast(late))  # one clock decides for all processes
+
+
+def save_checkpoint(trainer: L.Trainer, directory: Path) -> Path:
+    """Write the checkpoint of the current step and remove the older ones; all processes call it."""
+    step = trainer.global_step
+    final = directory / f"step-{step:08d}"
+    temporary = directory / f".{final.name}.tmp"
+    if trainer.is_global_zero:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    trainer.strategy.barrier()
+    try:
+        trainer.save_checkpoint(temporary / STATE_NAME)
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(f"cannot write {temporary}: {error}; is the disk full?") from error
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        (temporary / ABOUT_NAME).write_text(json.dumps(_about(trainer)))
+        _sync_tree(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.replace(final)
+        _sync(directory)
+        for old in set(directory.glob("step-*")) - {final}:
+            shutil.rmtree(old)
+    trainer.strategy.barrier()
+    return final
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint, if there is one."""
+    complete = sorted(p for p in directory.glob("step-*") if (p / ABOUT_NAME).exists())
+    return complete[-1] if complete else None
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The number of optimiser steps that `checkpoint` has behind it."""
+    return int(_read_about(checkpoint)["step"])
+
+
+def check_same_processes(checkpoint: Path, trainer: L.Trainer) -> None:
+    """Raise where a checkpoint cannot be continued by this trainer.
+
+    Raises:
+        ValueError: another strategy or number of processes; shards would not fit, or the global
+            batch would change in the middle of the run.
+    """
+    saved, now = _read_about(checkpoint), _about(trainer)
+    for key in ("strategy", "processes"):
+        if saved[key] != now[key]:
+            raise ValueError(
+                f"{checkpoint} was saved with {key} = {saved[key]} and this run has "
+                f"{now[key]}; start it again as before, or choose another name"
+            )
+
+
+def _about(trainer: L.Trainer) -> dict[str, Any]:
+    return {
+        "step": trainer.global_step,
+        "strategy": type(trainer.strategy).__name__,
+        "processes": trainer.world_size,
+    }
+
+
+def _read_about(checkpoint: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((checkpoint / ABOUT_NAME).read_text())
+    return about
+
+
+def _validates_after(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this micro-batch; the checkpoint then waits for it."""
+    if not trainer.enable_validation:
+        return False
+    every = trainer.val_check_batch
+    return trainer.should_stop or (every is not None and (batch_idx + 1) % every == 0)
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        _sync(path)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

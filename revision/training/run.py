@@ -1,0 +1,163 @@
+"""One training run: build the trainer, continue where a killed run stopped, gather the result.
+
+A run directory holds `config.yaml`, `metrics.csv`, `checkpoints/` while it trains, and its result
+(`model/` or `encoder/`) at the end. Starting the same command again continues after the newest
+checkpoint, or says that the run is done.
+"""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from revision.training.callbacks import DataWait, RunMetrics
+from revision.training.checkpoint import (
+    ResumeCheckpoint,
+    check_same_processes,
+    checkpoint_step,
+    latest_checkpoint,
+)
+from revision.training.metrics_file import MetricsFile, truncate_metrics
+from revision.training.module import TrainingModule
+from revision.training.strategies import trained_weights
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.csv"
+_QUIET = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*You're resuming from a checkpoint that ended before the epoch ended.*",
+    ".*in eval mode at the start of training.*",
+    ".*DeepSpeed handles gradient clipping internally.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*`pin_memory` argument is set as true.*",
+    ".*Total length of `list` across ranks is zero.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a run is carried out; none of it changes the result beyond rounding, but `accumulate`
+    and `max_grad_norm`.
+
+    `val_every` is in optimiser steps (None: only after the last one), as is `log_every`.
+    """
+
+    accumulate: int = 1
+    max_grad_norm: float | None = None
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    precision: str = "auto"
+    val_every: int | None = None
+    log_every: int = 1
+    checkpoint_minutes: float = 10.0
+    checkpoint_steps: int | None = None
+    progress: bool = True
+
+
+def make_trainer(
+    run_dir: Path,
+    settings: RunSettings,
+    *,
+    total_steps: int,
+    strategy: Any = "auto",
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[L.Callback] = (),
+) -> L.Trainer:
+    """A trainer for `total_steps` optimiser steps that writes into `run_dir`."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _QUIET:
+        warnings.filterwarnings("ignore", message)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    val_every = settings.val_every or total_steps
+    data_wait = DataWait()
+    return L.Trainer(
+        default_root_dir=run_dir,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=strategy,
+        precision=resolve_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]
+        max_steps=total_steps,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.max_grad_norm,
+        val_check_interval=val_every * settings.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=[MetricsFile(run_dir / METRICS), *loggers],
+        profiler=data_wait,
+        enable_model_summary=False,
+        enable_progress_bar=settings.progress,
+        callbacks=[
+            RunMetrics(data_wait, log_every=settings.log_every),
+            ResumeCheckpoint(
+                run_dir / CHECKPOINTS,
+                total_steps=total_steps,
+                every_minutes=settings.checkpoint_minutes,
+                every_steps=settings.checkpoint_steps,
+            ),
+            *([TQDMProgressBar(refresh_rate=1)] if settings.progress else []),
+            *callbacks,
+        ],
+    )
+
+
+def fit(
+    trainer: L.Trainer, module: TrainingModule, data: L.LightningDataModule, run_dir: Path
+) -> dict[str, Tensor]:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    Returns the trained weights by parameter name, whole and float32, on process 0 (nothing on
+    the others). The caller writes its result from them and then calls `finish`.
+    """
+    checkpoint = latest_checkpoint(run_dir / CHECKPOINTS)
+    if checkpoint is not None:
+        check_same_processes(checkpoint, trainer)
+    if trainer.is_global_zero:
+        step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+        truncate_metrics(run_dir / METRICS, step)
+        if checkpoint is not None:
+            print(f"Continuing {run_dir} after step {step} of {module.total_steps}")
+    result = _GatherResult()
+    trainer.callbacks.append(result)  # type: ignore[attr-defined]
+    state = None if checkpoint is None else checkpoint / "state"
+    trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
+    assert trainer.global_step == module.total_steps, "the data plan is shorter than the run"
+    return result.weights
+
+
+def finish(run_dir: Path) -> None:
+    """Remove the resume checkpoints of a run whose result is written."""
+    shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
+
+
+def resolve_precision(precision: str, accelerator: str = "auto") -> str:
+    """`auto`: bfloat16 mixed precision on a GPU that has it, float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+class _GatherResult(L.Callback):
+    """Gathers the weights while the strategy still has its shards and process group."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.global_step >= pl_module.total_steps:
+            self.weights = trained_weights(trainer, pl_module.model)

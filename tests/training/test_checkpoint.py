@@ -1,0 +1,64 @@
+"""Checkpoints exist whole or not at all, and are refused where they do not fit."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from revision.training.checkpoint import (
+    check_same_processes,
+    checkpoint_step,
+    latest_checkpoint,
+    save_checkpoint,
+)
+
+
+class FakeTrainer(SimpleNamespace):
+    """A trainer that has done `step` steps and saves what `write` writes."""
+
+    def __init__(self, step, write):
+        strategy = SimpleNamespace(barrier=lambda: None)
+        super().__init__(global_step=step, strategy=strategy, world_size=1, is_global_zero=True)
+        self.save_checkpoint = write
+
+
+def test_a_checkpoint_replaces_the_older_one(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(FakeTrainer(step, lambda path: path.write_text("x")), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    assert checkpoint_step(latest_checkpoint(tmp_path)) == 2
+
+
+def test_a_death_while_writing_leaves_the_older_one(tmp_path):
+    save_checkpoint(FakeTrainer(1, lambda path: path.write_text("x")), tmp_path)
+
+    def dies(path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(FakeTrainer(2, dies), tmp_path)
+    assert checkpoint_step(latest_checkpoint(tmp_path)) == 1
+    save_checkpoint(FakeTrainer(2, lambda path: path.write_text("x")), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    def full(path):
+        raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed")
+
+    with pytest.raises(OSError, match="is the disk full"):
+        save_checkpoint(FakeTrainer(1, full), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "message"),
+    [("processes", 4, "processes = 4 .* has 1"), ("strategy", "DDPStrategy", "has SimpleNames")],
+)
+def test_another_world_is_refused(tmp_path, key, other, message):
+    trainer = FakeTrainer(1, lambda path: path.write_text("x"))
+    checkpoint = save_checkpoint(trainer, tmp_path)
+    about = checkpoint / "about.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {key: other}))
+    with pytest.raises(ValueError, match=message):
+        check_same_processes(checkpoint, trainer)
