@@ -121,7 +121,7 @@ class TrainingModule(L.LightningModule):
     def on_validation_end(self) -> None:
         set_modes(self.model)
 
-    def sum_over_processes(self, values: Sequence[float]) -> Tensor:
+    def sum_over_processes(self, values: Sequence[int | float]) -> Tensor:
         """The float64 sums of `values` over all processes, on every process."""
         tensor = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         summed = self.trainer.strategy.reduce(tensor, reduce_op="sum")

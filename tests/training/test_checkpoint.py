@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 
 from revision.training.checkpoint import (
@@ -13,13 +14,15 @@ from revision.training.checkpoint import (
 )
 
 
-class FakeTrainer(SimpleNamespace):
+class FakeTrainer(L.Trainer):
     """A trainer that has done `step` steps and saves what `write` writes."""
 
+    global_step = strategy = world_size = is_global_zero = save_checkpoint = None
+
     def __init__(self, step, write):
-        strategy = SimpleNamespace(barrier=lambda: None)
-        super().__init__(global_step=step, strategy=strategy, world_size=1, is_global_zero=True)
-        self.save_checkpoint = write
+        self.global_step, self.save_checkpoint = step, write
+        self.strategy = SimpleNamespace(barrier=lambda: None)
+        self.world_size, self.is_global_zero = 1, True
 
 
 def test_a_checkpoint_replaces_the_older_one(tmp_path):
