@@ -124,7 +124,7 @@ def _usable(
 
 def _check_image(image: str | bytes, image_root: Path | None) -> None:
     """Look at the header of an image file: decoding a whole data set would take hours."""
-    if isinstance(image, bytes) or "@" in image and ".tar#" in image:
+    if isinstance(image, bytes) or ("@" in image and ".tar#" in image):
         return
     path = (image_root or Path()) / image
     try:

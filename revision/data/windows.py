@@ -7,7 +7,7 @@ made by one worker, so the number of workers never changes what is in them.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from revision.data.plan import StepPlan
 
 
+@runtime_checkable
 class CountedBatch(Protocol):
     """What a stage's model takes: knows its own targets and is told those of its window."""
 
@@ -24,6 +25,7 @@ class CountedBatch(Protocol):
     def num_targets(self) -> int: ...
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Makes batches of record numbers; an empty list gives a batch without targets."""
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.feature_sets import cloud, write_set
 
 from revision.data.pairs import PairedRows
+from tests.feature_sets import cloud, write_set
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny_encoders import tiny_composed
-from tests.tiny_models import bpe_tokenizer
 
 from revision.data.index import build_index
 from revision.data.samples import IMAGE_SLOT
@@ -15,6 +13,8 @@ from revision.data.sources import ImageSource, ShardSource, check_record, record
 from revision.data.templates import TurnEncoder
 from revision.records import Record, Turn
 from revision.shards import ShardWriter, write_header
+from tests.tiny_encoders import tiny_composed
+from tests.tiny_models import bpe_tokenizer
 
 DIM = 5
 

@@ -4,12 +4,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tests.tiny_models import BARE_CHAT_TEMPLATE, bpe_tokenizer, sentencepiece_tokenizer
 from transformers import AutoTokenizer
 
 from revision.data.samples import IGNORE, IMAGE_SLOT
 from revision.data.templates import SYSTEM, TurnEncoder, check_turns
 from revision.records import Turn
+from tests.tiny_models import BARE_CHAT_TEMPLATE, bpe_tokenizer, sentencepiece_tokenizer
 
 TOKENIZERS = {
     "bpe": lambda: bpe_tokenizer(),

@@ -6,13 +6,13 @@ import os
 import pytest
 import torch
 from PIL import Image
-from tests.tiny_encoders import tiny_composed
-from tests.tiny_models import save_tiny_llm, tiny_llava
 
 import revision
 from revision.models.directory import load_model, save_model
 from revision.models.llm import load_llm
 from revision.models.projector import Projector
+from tests.tiny_encoders import tiny_composed
+from tests.tiny_models import save_tiny_llm, tiny_llava
 
 
 @pytest.fixture

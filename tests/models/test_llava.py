@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from tests.tiny_encoders import tiny_composed
-from tests.tiny_models import DIM, bpe_tokenizer, tiny_config, tiny_llava, tiny_llm
 from transformers import (
     Gemma2Config,
     GPT2Config,
@@ -18,6 +16,8 @@ from transformers import (
 from revision.data.samples import IGNORE, Sample, collate, dummy_sample
 from revision.models.llava import PACKED_MODEL_TYPES
 from revision.records import Turn
+from tests.tiny_encoders import tiny_composed
+from tests.tiny_models import DIM, bpe_tokenizer, tiny_config, tiny_llava, tiny_llm
 
 CONVERSATIONS = [
     [("<image>\nWhat is it?", "A red cat on a blue mat.")],
