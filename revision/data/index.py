@@ -43,7 +43,7 @@ class RecordIndex:
         return len(self._offsets) - 1
 
     def __getitem__(self, number: int) -> Record:
-        with open(self.directory / "records.jsonl", "rb") as file:
+        with (self.directory / "records.jsonl").open("rb") as file:
             file.seek(int(self._offsets[number]))
             line = file.read(int(self._offsets[number + 1] - self._offsets[number]))
         return Record.from_json(json.loads(line))
@@ -86,9 +86,9 @@ def _write(
 ) -> None:
     accepted, rejected = 0, 0
     with (
-        open(directory / "records.jsonl", "wb") as records,
-        open(directory / "offsets.i64", "wb") as offsets,
-        open(directory / "quarantine.jsonl", "wb") as quarantine,
+        (directory / "records.jsonl").open("wb") as records,
+        (directory / "offsets.i64").open("wb") as offsets,
+        (directory / "quarantine.jsonl").open("wb") as quarantine,
     ):
         stream = read_records(input, side="image", image_root=image_root)
         for entry in track(stream, f"index {input.name}"):
@@ -138,10 +138,10 @@ def _check_image(image: str | bytes, image_root: Path | None) -> None:
 def _publish(temporary: Path, directory: Path) -> None:
     """Move a finished index into place; one that another process finished first is kept."""
     for file in temporary.iterdir():
-        with open(file, "rb") as handle:
+        with file.open("rb") as handle:
             os.fsync(handle.fileno())
     try:
-        os.rename(temporary, directory)
+        temporary.rename(directory)
     except OSError:
         if not (directory / "index.json").exists():
             raise

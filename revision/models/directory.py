@@ -59,8 +59,8 @@ def save_model(
         (new / "config.json").write_text(json.dumps(_config(model), indent=2))
         _sync(new)
         if directory.exists():
-            os.rename(directory, Path(work) / "old")
-        os.rename(new, directory)
+            directory.rename(Path(work) / "old")
+        new.rename(directory)
     return directory
 
 

@@ -35,7 +35,7 @@ def test_no_rows_is_an_empty_batch(sets):
 
 def test_other_records_are_refused(sets, tmp_path):
     short = write_set(tmp_path / "short", cloud(0, 29, 4), "image")
-    with pytest.raises(ValueError, match="29 rows and .* has 30"):
+    with pytest.raises(ValueError, match=r"29 rows and .* has 30"):
         PairedRows(short, sets[1])
     from revision.records import Record
     from revision.shards import ShardWriter, write_header
@@ -44,5 +44,5 @@ def test_other_records_are_refused(sets, tmp_path):
     with ShardWriter(tmp_path / "other", 0, 4, "float32") as writer:
         writer.add_block(cloud(0, 30, 4), records)
     write_header(tmp_path / "other", kind="image", encoder={}, source={}, num_shards=1)
-    with pytest.raises(ValueError, match="row 12 is record '99' in .* and '12' in"):
+    with pytest.raises(ValueError, match=r"row 12 is record '99' in .* and '12' in"):
         PairedRows(tmp_path / "other", sets[1])

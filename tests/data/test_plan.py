@@ -1,4 +1,4 @@
-"""The plan: every record once per epoch, whatever the processes; subsets nest; resume is a slice."""
+"""The plan: every record once per epoch, whatever the processes; subsets nest."""
 
 import pickle
 from collections import Counter

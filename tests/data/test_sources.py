@@ -212,6 +212,6 @@ def test_a_picture_that_breaks_later_names_its_record(pictures):
 def test_wrong_number_of_slots_names_the_record(shards):
     data = source(shards)
     data.num_images = lambda number: 2
+    data._seen = lambda *_: {"visual": torch.zeros(2, 1, DIM)}
     with pytest.raises(ValueError, match="sample '3' has 1 <image> marks and 2 images"):
-        data._seen = lambda *_: {"visual": torch.zeros(2, 1, DIM)}
         data.sample(3)

@@ -1,7 +1,6 @@
-"""Model directories: bit-equal round trips, linked weights, and a clear word where there is none."""
+"""Model directories: bit-equal round trips, linked weights, a clear word where there is none."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -38,8 +37,8 @@ def test_unchanged_weights_are_hard_links_through_generations(model, tmp_path):
     first = save_model(model, tmp_path / "first", provenance={})
     second = save_model(load_model(first), tmp_path / "second", provenance={})
     weights = [d / "model.safetensors" for d in (tmp_path / "llm", first / "llm", second / "llm")]
-    assert os.path.samefile(weights[0], weights[1])
-    assert os.path.samefile(weights[0], weights[2])
+    assert weights[0].samefile(weights[1])
+    assert weights[0].samefile(weights[2])
 
 
 def test_a_changed_language_model_is_written_and_its_source_left_alone(model, tmp_path):
@@ -48,7 +47,7 @@ def test_a_changed_language_model_is_written_and_its_source_left_alone(model, tm
     with torch.no_grad():
         model.language_model.model.layers[1].mlp.up_proj.weight[0, 0] += 1
     saved = save_model(model, tmp_path / "model", provenance={})
-    assert not os.path.samefile(source, saved / "llm/model.safetensors")
+    assert not source.samefile(saved / "llm/model.safetensors")
     assert source.read_bytes() == before
     again = load_model(saved)
     for name, tensor in model.state_dict().items():
@@ -58,7 +57,7 @@ def test_a_changed_language_model_is_written_and_its_source_left_alone(model, tm
 def test_lower_precision_is_no_change(model, tmp_path):
     model.language_model.bfloat16()
     saved = save_model(model, tmp_path / "model", provenance={})
-    assert os.path.samefile(tmp_path / "llm/model.safetensors", saved / "llm/model.safetensors")
+    assert (tmp_path / "llm/model.safetensors").samefile(saved / "llm/model.safetensors")
 
 
 def test_full_weights_may_come_from_outside(model, tmp_path):
@@ -77,7 +76,7 @@ def test_the_encoder_travels_and_is_linked(model, tmp_path):
     loaded = load_model(first)
     second = save_model(loaded, tmp_path / "second", provenance={})
     path = "encoder/heads.safetensors"
-    assert os.path.samefile(first / path, second / path)
+    assert (first / path).samefile(second / path)
     picture = Image.new("RGB", (9, 5), "red")
     answer = model.answer([picture], "What is it?", 8)
     assert load_model(second).answer([picture], "What is it?", 8) == answer
@@ -105,13 +104,13 @@ def test_a_failed_save_leaves_the_old_directory(model, tmp_path):
 def test_what_is_not_a_model_directory_is_refused_in_one_sentence(model, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere is not a model directory: it does not exist"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="not a model directory: it has no config.json"):
+    with pytest.raises(ValueError, match=r"not a model directory: it has no config.json"):
         load_model(tmp_path)
     with pytest.raises(ValueError, match="its model_type is 'llama', expected 'revision_llava'"):
         load_model(tmp_path / "llm")
     saved = save_model(model, tmp_path / "model", provenance={})
     (saved / "projector.safetensors").unlink()
-    with pytest.raises(ValueError, match="incomplete: projector.safetensors is missing"):
+    with pytest.raises(ValueError, match=r"incomplete: projector.safetensors is missing"):
         load_model(saved)
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"schema_version": 2}))
