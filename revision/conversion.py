@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def import_pickles(
     input_dir: Path,
     output_dir: Path,
     *,
-    kind: Literal["auto", "text", "image"] = "auto",
+    kind: str = "auto",
     encoder: str = "unknown",
     rows_per_shard: int = 65536,
 ) -> Header:
@@ -70,10 +70,10 @@ def import_pickles(
         alignment = alignment_of(input_dir / STATS_NAME)
         save_alignment(alignment, output_dir / "alignment", {"imported": STATS_NAME})
         output_dir = output_dir / "shards"
-    kind = _kind_of(files[0]) if kind == "auto" else kind
+    chosen = _kind_of(files[0]) if kind == "auto" else _as_kind(kind)
     digests = {file.name: _file_digest(file) for file in track(files, "digest pickles")}
-    claim(output_dir, {"files": digests, "kind": kind, "rows_per_shard": rows_per_shard})
-    entries = _entries(files, kind)
+    claim(output_dir, {"files": digests, "kind": chosen, "rows_per_shard": rows_per_shard})
+    entries = _entries(files, chosen)
     num_shards = 0
     while chunk := list(islice(entries, rows_per_shard)):
         if not (output_dir / shard_name(num_shards)).exists():
@@ -81,7 +81,7 @@ def import_pickles(
         num_shards += 1
     return write_header(
         output_dir,
-        kind=kind,
+        kind=chosen,
         encoder={"name": encoder, "format": "revision_pkl"},
         source={"input": str(input_dir), "sha256": digests},
         alignment=_identity(alignment, files),
@@ -116,7 +116,7 @@ def _identity(alignment: AlignmentMap | None, files: list[Path]) -> dict[str, An
 
 def _file_digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while piece := file.read(2**20):
             digest.update(piece)
     return digest.hexdigest()
@@ -130,6 +130,13 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
             "is not part of the data (a mean, statistics)"
         )
     return content
+
+
+def _as_kind(kind: str) -> Kind:
+    for known in _CONTENT_KEYS:
+        if kind == known:
+            return known
+    raise ValueError(f"kind is auto, text or image, not {kind!r}")
 
 
 def _kind_of(path: Path) -> Kind:

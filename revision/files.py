@@ -32,14 +32,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         with explained(path):
-            file = open(temporary, "xb")  # noqa: SIM115  # closed by _closing
+            file = temporary.open("xb")
         with _closing(file):
             yield file
             with explained(path):
                 file.flush()
                 os.fsync(file.fileno())
         with explained(path):
-            os.replace(temporary, path)
+            temporary.replace(path)
             _fsync_directory(path.parent)
     except BaseException:
         with suppress(OSError):

@@ -111,7 +111,7 @@ def read_pickle(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             return _plain(_RestrictedUnpickler(file).load())
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error

@@ -176,7 +176,7 @@ def test_trace_pickles_alone_are_known_as_aligned(tmp_path):
 def test_incomplete_statistics_are_refused(tmp_path):
     write(tmp_path / "in" / "x.pkl", [text(0)])
     write(tmp_path / "in" / "trace_stats.pkl", {"mu_txt": row(0)})
-    with pytest.raises(ValueError, match="'mu_hat', 'mu_img'.* are missing"):
+    with pytest.raises(ValueError, match=r"'mu_hat', 'mu_img'.* are missing"):
         import_pickles(tmp_path / "in", tmp_path / "set")
 
 
@@ -239,11 +239,15 @@ def test_the_command_line_converts_there_and_back(tmp_path, convert, capsys):
     ("arguments", "message"),
     [
         (["format=parquet", "input=in", "output_dir=set"], "format 'parquet'"),
+        (["format=revision_pkl", "kind=sound", "input=pkl", "output_dir=set"], "not 'sound'"),
         (["format=revision_pkl", "direction=up", "input=in", "output_dir=set"], "cannot up"),
         (["format=revision_pkl", "direction=export", "input=in", "output_dir=o"], "not a feature"),
     ],
 )
-def test_a_wrong_command_ends_with_one_line_and_status_1(convert, capsys, arguments, message):
+def test_a_wrong_command_ends_with_one_line_and_status_1(
+    tmp_path, convert, capsys, arguments, message
+):
+    write(tmp_path / "pkl" / "x.pkl", [text(0)])
     with pytest.raises(SystemExit) as exit:
         convert(*arguments)
     assert exit.value.code == 1

@@ -168,38 +168,34 @@ def test_a_reader_travels_to_a_worker(feature_set):
 
 
 def test_nothing_appears_on_an_exception(tmp_path):
-    with (
-        pytest.raises(RuntimeError, match="mine"),
-        ShardWriter(tmp_path, 0, DIM, "float32") as writer,
-    ):
-        writer.add_block(unit_rows(2), records(2))
-        raise RuntimeError("mine")
+    def fail_inside() -> None:
+        with ShardWriter(tmp_path, 0, DIM, "float32") as writer:
+            writer.add_block(unit_rows(2), records(2))
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fail_inside()
     assert list(tmp_path.iterdir()) == []
+
+
+def fail(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class FullFile(io.FileIO):
+    """A file that is created, and then finds no room."""
+
+    write = fail
 
 
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
 def test_a_full_disk_leaves_nothing_and_says_so_in_one_sentence(tmp_path, monkeypatch, moment):
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     if moment == "write":
-        monkeypatch.setattr(files.os, "fsync", os.fsync)
-        real_open = open
-
-        def full(*args, **kwargs):
-            file = real_open(*args, **kwargs)
-
-            class Full:
-                write = staticmethod(fail)
-
-                def __getattr__(self, name):
-                    return getattr(file, name)
-
-            return Full()
-
-        monkeypatch.setattr(files, "open", full, raising=False)
+        monkeypatch.setattr(files.Path, "open", FullFile)
+    elif moment == "fsync":
+        monkeypatch.setattr(files.os, "fsync", fail)
     else:
-        monkeypatch.setattr(files.os, moment, fail)
+        monkeypatch.setattr(files.Path, "replace", fail)
     with pytest.raises(
         ValueError, match=r"00000\.tar.*No space left.*MiB are free.*resumes"
     ) as info:
@@ -212,9 +208,8 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = [{repository!r}, {tests!r}]
 import test_shards
-from revision import files
 from pathlib import Path
-files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 test_shards.write_shard(Path({directory!r}), 0)
 """
 
@@ -289,7 +284,7 @@ def test_a_header_needs_every_shard_and_one_format(tmp_path):
     with pytest.raises(ValueError, match=r"00001\.tar: missing shard"):
         finish(tmp_path, 2)
     write_shard(tmp_path, 1, dtype="float16")
-    with pytest.raises(ValueError, match="float16.*float32.*expected exactly one"):
+    with pytest.raises(ValueError, match=r"float16.*float32.*expected exactly one"):
         finish(tmp_path, 2)
 
 

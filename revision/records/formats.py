@@ -72,7 +72,7 @@ def detect_format(path: str | Path) -> Format:
         return "webdataset"
     if first.suffix == ".parquet":
         return "parquet"
-    with open(first, encoding="utf-8") as file:
+    with first.open(encoding="utf-8") as file:
         head = file.read(_HEAD_CHARACTERS).lstrip("\ufeff \t\r\n")
     if head.startswith("["):
         return "conversations"
@@ -96,7 +96,7 @@ def _opens_revision(head: str) -> bool:
 
 def revision_entries(path: Path) -> Iterator[Entry]:
     """Entries of both lists in the order of the file; other keys of the object are stepped over."""
-    with open(path, encoding="utf-8") as file:
+    with path.open(encoding="utf-8") as file:
         stream = JsonStream(file, str(path))
         for key in stream.members():
             if key == "images" or key == "texts":
@@ -109,7 +109,7 @@ def revision_entries(path: Path) -> Iterator[Entry]:
 
 def conversation_entries(path: Path) -> Iterator[Entry]:
     """Entries of a JSON array or, one object a line, of JSONL."""
-    with open(path, encoding="utf-8") as file:
+    with path.open(encoding="utf-8") as file:
         stream = JsonStream(file, str(path))
         if stream.peek() == "[":
             for i, fields in enumerate(stream.elements()):
@@ -184,7 +184,7 @@ def _tar_members(path: Path) -> Iterator[tuple[str, int, bytes]]:
             if file:
                 yield info.name, info.offset_data, content
         end = tar.offset
-    with open(path, "rb") as raw:
+    with path.open("rb") as raw:
         raw.seek(end)
         if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(

@@ -37,7 +37,7 @@ def _read_source(source: str, image_root: Path | None) -> bytes:
     path = (image_root or Path()) / (match["tar"] if match else source)
     if match is None:
         return path.read_bytes()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(int(match["offset"]))
         return file.read(int(match["size"]))
 

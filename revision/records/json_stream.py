@@ -1,12 +1,13 @@
 """Incremental JSON: one value at a time out of files that are larger than memory.
 
-Used by `revision.records.formats`, the first step of the pipeline. The text is read in pieces; a value is
-decoded as soon as it is complete, so memory is that of the largest single entry.
+Used by `revision.records.formats`, the first step of the pipeline. The text is read in pieces; a
+value is decoded as soon as it is complete, so memory is that of the largest single entry.
 """
 
 import json
 from collections.abc import Iterator
-from typing import IO, Any
+from io import TextIOBase
+from typing import Any
 
 MAX_ENTRY_CHARACTERS = 64 * 2**20
 # "1." or "1e+" at the end of a piece would decode as 1; two more characters settle it.
@@ -16,7 +17,7 @@ _LOOKAHEAD = 8
 class JsonStream:
     """A position in a JSON text file. `name` is the file's name in errors."""
 
-    def __init__(self, file: IO[str], name: str, piece_characters: int = 2**16) -> None:
+    def __init__(self, file: TextIOBase, name: str, piece_characters: int = 2**16) -> None:
         self._file, self._name, self._piece = file, name, piece_characters
         self._buffer, self._position, self._ended = "", 0, False
         self._decoder = json.JSONDecoder()

@@ -114,7 +114,7 @@ def truncated(path: Path, reason: str) -> str:
 
 
 def read_member(path: Path, offset: int, size: int) -> bytes:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(offset)
         content = file.read(size)
     if len(content) != size:

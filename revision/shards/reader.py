@@ -125,7 +125,7 @@ def _check_size(path: Path, num_bytes: int) -> None:
 
 
 def _map_npy(path: Path, offset: int, shape: tuple[int, int]) -> Rows:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(offset)
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"{path}: unknown npy version at byte {offset}, expected (1, 0)")

@@ -38,7 +38,7 @@ def _verify_shard(path: Path, info: ShardInfo) -> list[str]:
 
 def _digest(path: Path, num_bytes: int) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while num_bytes > 0 and (piece := file.read(min(num_bytes, 2**20))):
             digest.update(piece)
             num_bytes -= len(piece)
