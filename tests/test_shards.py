@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import os
 import pickle
 import signal
 import subprocess
@@ -191,7 +190,7 @@ class FullFile(io.FileIO):
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
 def test_a_full_disk_leaves_nothing_and_says_so_in_one_sentence(tmp_path, monkeypatch, moment):
     if moment == "write":
-        monkeypatch.setattr(files.Path, "open", FullFile)
+        monkeypatch.setattr(files.Path, "open", lambda path, _: FullFile(path, "xb"))
     elif moment == "fsync":
         monkeypatch.setattr(files.os, "fsync", fail)
     else:
