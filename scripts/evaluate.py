@@ -48,7 +48,9 @@ def run(cfg: DictConfig) -> Path:
         root = Path(cfg.image_root) if cfg.image_root else None
         heldout = open_heldout(source, encoder=model.encoder, image_root=root)
         scores = evaluate(model, heldout, output_dir, settings, plan=plan)
-    rows = result_rows(scores, setting=cfg.setting, stage=cfg.stage, seed=cfg.seed, split=cfg.split)
+    rows = result_rows(
+        scores, setting=cfg.setting, stage=cfg.after_stage, seed=cfg.seed, split=cfg.split
+    )
     write_results(output_dir / "results.json", rows)
     print(markdown(results_table(rows)))
     print(f"{output_dir}: predictions.jsonl, metrics.json, results.json")

@@ -168,7 +168,7 @@ def partners(num_pictures: int, *, seed: int) -> list[int]:
 
 
 def visual_rows(
-    heldout: HeldOutSet, pictures: Sequence[int], visual: Visual, other: Sequence[int]
+    heldout: HeldOutSet, pictures: Sequence[int], visual: str, other: Sequence[int]
 ) -> Float[Tensor, "pictures R D"] | None:
     """What the model sees of these pictures: their rows, zeros, or another picture's rows."""
     if not pictures:

@@ -27,6 +27,7 @@ from torchmetrics.text import BLEUScore
 Array = NDArray[np.float64]
 Formula = Callable[[Array], Array]
 Prediction = Mapping[str, Any]
+Number = float | int
 
 BLEU_ORDER = 4
 NUM_RESAMPLES = 1000
@@ -44,7 +45,8 @@ class Score:
 
 def ratio(sums: Array) -> Array:
     """First column over second: every mean is a sum over a count."""
-    return sums[:, 0] / np.maximum(sums[:, 1], np.finfo(np.float64).tiny)
+    quotient: Array = sums[:, 0] / np.maximum(sums[:, 1], np.finfo(np.float64).tiny)
+    return quotient
 
 
 def perplexity(sums: Array) -> Array:
@@ -120,7 +122,7 @@ def yes_or_no(text: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def choice_credit(losses: Sequence[float]) -> float:
+def choice_credit(losses: Sequence[Number]) -> float:
     """1 when option 0, the true one, has the strictly lowest loss; k options that tie share it.
 
     A model that cannot tell the options apart then scores chance instead of 1.
@@ -129,7 +131,7 @@ def choice_credit(losses: Sequence[float]) -> float:
     return (losses[0] == best) / sum(loss == best for loss in losses)
 
 
-def per_record(predictions: Sequence[Prediction], rows: Sequence[Sequence[float]]) -> Array:
+def per_record(predictions: Sequence[Prediction], rows: Sequence[Sequence[Number]]) -> Array:
     """Sum the statistics of the predictions that belong to one record, records in order."""
     sums: dict[str, Array] = {}
     for prediction, row in zip(predictions, rows, strict=True):

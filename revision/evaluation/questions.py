@@ -8,7 +8,7 @@ true answers to the ones before it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -43,7 +43,7 @@ class Question:
 
 
 def make_questions(
-    heldout: HeldOutSet, task: Task, *, question: str, limit: int | None = None, seed: int = 0
+    heldout: HeldOutSet, task: str, *, question: str, limit: int | None = None, seed: int = 0
 ) -> list[Question]:
     """Questions about the first `limit` records, in order.
 
@@ -55,7 +55,7 @@ def make_questions(
         count = len(heldout.records) if limit is None else limit
         questions = [q for i in range(count)[: len(heldout.records)] for q in _turns(heldout, i)]
     else:
-        raise ValueError(f"task is {task!r}, choose caption or conversation")
+        raise ValueError(f"task is {task!r}, choose one of {list(get_args(Task))}")
     ids = {question.id for question in questions}
     if len(ids) < len(questions):
         raise ValueError(

@@ -75,7 +75,7 @@ def read_results(path: Path) -> list[Row]:
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or set(entry) != names:
             raise ValueError(f"{path}: row {number} is {entry}; its fields must be {sorted(names)}")
-    return [Row(**entry) for entry in entries]
+    return [Row(**{**entry, "value": float(entry["value"])}) for entry in entries]
 
 
 def write_results(path: Path, rows: Iterable[Row]) -> None:

@@ -29,7 +29,7 @@ from revision.evaluation.journal import (
     write_scores,
 )
 from revision.evaluation.metrics import Prediction, chance_scores, score_predictions
-from revision.evaluation.questions import Question, Task, answer_sample, make_questions
+from revision.evaluation.questions import Question, answer_sample, make_questions
 from revision.evaluation.questions import prompt_sample as open_sample
 from revision.files import write_bytes
 from revision.models.llava import LlavaModel
@@ -41,11 +41,12 @@ QUESTION = "What is in this picture?"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked and how. `max_new_tokens=0` scores by likelihood only, nothing is generated;
+    """What is asked and how: `task` is a `Task`, `visual` holds `Visual`s (checked when the
+    evaluation starts). `max_new_tokens=0` scores by likelihood only, nothing is generated;
     `question` is what `task="caption"` asks (template `plain` drops it)."""
 
-    task: Task = "caption"
-    visual: tuple[Visual, ...] = ("real", "zero", "shuffled")
+    task: str = "caption"
+    visual: tuple[str, ...] = ("real", "zero", "shuffled")
     question: str = QUESTION
     max_new_tokens: int = 32
     batch_size: int = 16
@@ -57,7 +58,7 @@ class Settings:
 class Portion:
     """Consecutive questions under one visual condition: the unit that is appended."""
 
-    visual: Visual
+    visual: str
     questions: Sequence[Question]
 
 
@@ -151,7 +152,7 @@ class Predictor:
     def _line(
         self,
         question: Question,
-        visual: Visual,
+        visual: str,
         loss: tuple[float, int],
         text: str | None,
         options: Sequence[tuple[float, int]],

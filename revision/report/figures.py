@@ -28,7 +28,7 @@ SMOOTHING_STEPS = 10
 
 Line = tuple[str, str, str]
 Spreads = dict[tuple[str, str, str, str], Spread]
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[int, float]]
 
 
 def png(figure: Figure) -> bytes:
@@ -61,7 +61,7 @@ def score_figure(rows: Sequence[Row], metrics: Sequence[str] | None = None) -> b
         raise ValueError(f"{len(chosen)} metrics and {len(lines)} settings to draw, 1 is needed")
     size = (1.5 + 2.45 * len(chosen), 1.1 + 0.5 * len(lines))
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
+    panels = list(figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0])
     for panel, metric in zip(panels, chosen, strict=True):
         _draw_scores(panel, over_seeds(rows), lines, metric)
     several = len({split for *_, split in lines}) > 1
@@ -173,7 +173,7 @@ def _draw_curves(panel: Axes, run: str, curves: Mapping[str, Points], colour: st
         panel.plot(*_xy(validation), color=colour, label=f"{run}, held out", **style)
 
 
-def _xy(points: Points) -> tuple[list[float], list[float]]:
+def _xy(points: Points) -> tuple[list[int], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 

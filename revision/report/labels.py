@@ -1,6 +1,6 @@
 """How settings, visual conditions and metrics are called and drawn in every table and figure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from revision.evaluation.journal import Scores
@@ -63,6 +63,21 @@ def base_lines(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
     reserved = tuple(suffix for suffix in SUFFIXES.values() if suffix)
     lines = dict.fromkeys((row.setting, row.stage, row.split) for row in rows)
     return [line for line in lines if line[0] != CHANCE and not line[0].endswith(reserved)]
+
+
+def select_settings(rows: Sequence[Row], settings: Sequence[str]) -> list[Row]:
+    """The rows of these settings, blind and shuffled ones included, in the order given, then
+    chance; stages stay in their order of appearance.
+
+    Raises ValueError for a setting without rows.
+    """
+    order = [condition(name, visual) for name in settings for visual in SUFFIXES] + [CHANCE]
+    found = {row.setting for row in rows}
+    if missing := [name for name in settings if name not in found]:
+        raise ValueError(f"no rows of {missing}; the file has {sorted(found)}")
+    stages = list(dict.fromkeys(row.stage for row in rows))
+    chosen = [row for row in rows if row.setting in order]
+    return sorted(chosen, key=lambda row: (stages.index(row.stage), order.index(row.setting)))
 
 
 def metrics_in(rows: Iterable[Row]) -> list[str]:

@@ -67,7 +67,9 @@ def test_visual_conditions(features):
     real, zero, shuffled = (
         visual_rows(heldout, [2], visual, other) for visual in ("real", "zero", "shuffled")
     )
-    assert real is not None and zero is not None and shuffled is not None
+    assert real is not None
+    assert zero is not None
+    assert shuffled is not None
     assert real.shape == zero.shape == (1, 1, 8)
     assert not zero.any()
     torch.testing.assert_close(shuffled[0], heldout.rows(7))

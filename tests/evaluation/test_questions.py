@@ -4,26 +4,28 @@ from collections import Counter
 
 import pytest
 
-from revision.evaluation.heldout import open_heldout, partners
+from revision.evaluation.heldout import HeldOutSet, open_heldout, partners
 from revision.evaluation.metrics import words
 from revision.evaluation.questions import make_questions
 from revision.records import Record
 from tests.evaluation.conftest import CAPTIONS
 
 
-class Bare:
-    """Held-out records without any feature."""
+class Bare(HeldOutSet):
+    """Held-out records, one picture each, without any feature."""
 
-    rejected = ()
+    def rows(self, picture):
+        raise AssertionError("questions are made without looking")
 
-    def __init__(self, records):
-        self.records = records
-        self.pictures = [range(i, i + 1) for i in range(len(records))]
+
+def bare(records):
+    pictures = [range(i, i + 1) for i in range(len(records))]
+    return Bare(records=records, pictures=pictures, rejected=())
 
 
 def captioned(*captions):
     records = [Record(str(i), caption, (f"{i}.png",)) for i, caption in enumerate(captions)]
-    return make_questions(Bare(records), "caption", question="What is it?")
+    return make_questions(bare(records), "caption", question="What is it?")
 
 
 def test_choices_differ_in_wording_and_not_only_in_punctuation():
@@ -62,7 +64,7 @@ def test_too_few_captions_leave_no_choice():
 def test_records_that_share_an_id_are_refused():
     records = [Record("x", caption, ("a.png",)) for caption in CAPTIONS]
     with pytest.raises(ValueError, match="6 questions have 1 different ids"):
-        make_questions(Bare(records), "caption", question="?")
+        make_questions(bare(records), "caption", question="?")
 
 
 def test_no_picture_keeps_its_own_feature_and_each_is_used_once():

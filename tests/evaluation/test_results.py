@@ -37,14 +37,14 @@ def test_adding_twice_changes_nothing_and_a_new_value_replaces_the_old(tmp_path)
 
 
 def test_a_score_takes_three_rows():
-    rows = rows_of({"m": Score(2, 1, 3, 9)}, setting="s", stage="t", seed=1, split="u")
+    rows = rows_of({"m": Score(2.0, 1.0, 3.0, 9)}, setting="s", stage="t", seed=1, split="u")
     assert [(row.metric, row.value) for row in rows] == [("m", 2), ("m_low", 1), ("m_high", 3)]
 
 
 def test_a_failed_write_keeps_the_old_table(tmp_path):
     path = tmp_path / "results.json"
     write_results(path, [ROW])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         write_results(path, [ROW, Row("x", "y", 0, "z", "loss", float("nan"))])
     assert read_results(path) == [ROW]
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
