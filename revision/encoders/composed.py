@@ -121,7 +121,8 @@ class TowerPair(DualEncoder):
 class Head(nn.Linear):
     """A linear head without bias on rows scaled to the norm sqrt(D_f); unit rows come out.
 
-    Scaled so, every input element is of order one, whatever the tower and its width.
+    Scaled so, every input element is of order one whatever the tower and its width. The rows that
+    come out do not depend on the scale, the gradients of the weights do.
     """
 
     def __init__(self, tower_dim: int, dim: int) -> None:

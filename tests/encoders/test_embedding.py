@@ -212,6 +212,19 @@ def test_unusable_features_are_rejected_not_stored(encoder, input, tmp_path, mon
     assert reasons == ["the encoder's feature is " + r for r in ("not finite", "zero", "zero")]
 
 
+def test_the_norm_is_set_once_more_before_the_rows_are_stored(
+    encoder, input, tmp_path, monkeypatch
+):
+    """An encoder in low precision, or one of a user's own, may return rows that are not unit."""
+    monkeypatch.setattr(
+        "revision.encoders.embedding.EmbeddingModule.predict_step",
+        lambda self, batch, *_: batch.encode(encoder) * 1.01,
+    )
+    sets = embed(encoder, input, tmp_path / "out", dtype="float32")
+    rows, _ = rows_and_records(sets["image"])
+    np.testing.assert_allclose(np.linalg.norm(rows.astype(float), axis=1), 1, atol=1e-7)
+
+
 def test_several_pictures_and_none(encoder, input, tmp_path):
     def turns(marks):
         ask = {"from": "human", "value": "<image>" * marks + "what?"}
