@@ -21,14 +21,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 RECORD_NAME = "config.yaml"
-_SWEPT = "REVISION_SWEPT_KEYS"  # reaches the processes of Hydra's launchers
+SWEPT_KEYS = "REVISION_SWEPT_KEYS"  # reaches the processes of Hydra's launchers
 
 Run = Callable[[DictConfig], Any]
 
 
 def build(node: DictConfig, **parts: Any) -> Any:
-    """Call the constructor that `node._target_` names with the node's keys and `parts`."""
-    return hydra.utils.instantiate(node, **parts, _recursive_=False, _convert_="all")
+    """Call the constructor that `node._target_` names with the node's keys and `parts`.
+
+    The parts go past Hydra, which would take a dataclass for a config and turn it into a dict.
+    """
+    constructor = hydra.utils.instantiate(node, _partial_=True, _recursive_=False, _convert_="all")
+    return constructor(**parts)
 
 
 def compose(root: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -62,7 +66,7 @@ def entry(run: Run, root: str) -> Callable[[], None]:
             raise SystemExit(1) from None
 
     def start() -> None:
-        os.environ[_SWEPT] = ",".join(_swept_keys(sys.argv[1:]))
+        os.environ[SWEPT_KEYS] = ",".join(_swept_keys(sys.argv[1:]))
         main()
 
     return start
@@ -72,7 +76,7 @@ def run_directory(cfg: DictConfig) -> Path:
     """`<run_root>/<name>`, and for a job of a sweep `<run_root>/<name>/<its swept overrides>`."""
     directory = Path(cfg.run_root) / cfg.name
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        swept = set(filter(None, os.environ.get(_SWEPT, "").split(",")))
+        swept = set(filter(None, os.environ.get(SWEPT_KEYS, "").split(",")))
         chosen = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] in swept]
         return directory / ",".join(sorted(chosen)).replace("/", "_")
     return directory
