@@ -9,7 +9,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from revision.training.callbacks import DataWait, RunMetrics
@@ -61,9 +62,27 @@ class RunSettings:
     precision: str = "auto"
     val_every: int | None = None
     log_every: int = 1
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: int | float = 10
     checkpoint_steps: int | None = None
     progress: bool = True
+
+    @classmethod
+    def of(cls, cfg: Any) -> "RunSettings":
+        """Those of a composed `conf/train.yaml`."""
+        keys = [field.name for field in fields(cls) if field.name in cfg]
+        return cls(
+            accumulate=cfg.stage.accumulate,
+            max_grad_norm=cfg.stage.optimizer.max_grad_norm,
+            **{key: cfg[key] for key in keys},
+        )
+
+    @property
+    def resolved_precision(self) -> str:
+        """`auto` is bfloat16 mixed precision on a GPU that has it, float32 elsewhere."""
+        if self.precision != "auto":
+            return self.precision
+        on_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def make_trainer(
@@ -88,7 +107,7 @@ def make_trainer(
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=strategy,
-        precision=resolve_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]
+        precision=settings.resolved_precision,  # type: ignore[arg-type]
         max_steps=total_steps,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.max_grad_norm,
@@ -125,11 +144,10 @@ def fit(
     checkpoint = latest_checkpoint(run_dir / CHECKPOINTS)
     if checkpoint is not None:
         check_same_processes(checkpoint, trainer)
+        say(f"Continuing after step {checkpoint_step(checkpoint)} of {module.total_steps}")
     if trainer.is_global_zero:
         step = 0 if checkpoint is None else checkpoint_step(checkpoint)
         truncate_metrics(run_dir / METRICS, step)
-        if checkpoint is not None:
-            print(f"Continuing {run_dir} after step {step} of {module.total_steps}")
     result = _GatherResult()
     trainer.callbacks.append(result)  # type: ignore[attr-defined]
     state = None if checkpoint is None else checkpoint / "state"
@@ -143,12 +161,10 @@ def finish(run_dir: Path) -> None:
     shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
 
 
-def resolve_precision(precision: str, accelerator: str = "auto") -> str:
-    """`auto`: bfloat16 mixed precision on a GPU that has it, float32 elsewhere."""
-    if precision != "auto":
-        return precision
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+@rank_zero_only
+def say(message: str) -> None:
+    """Print on the first process."""
+    print(message, flush=True)
 
 
 class _GatherResult(L.Callback):

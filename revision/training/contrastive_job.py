@@ -1,0 +1,74 @@
+"""`stage=contrastive`: the heads of a composed encoder, on rows of its two towers."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from revision.data.datamodule import PairedRowsDataModule
+from revision.encoders.composed import TowerPair
+from revision.encoders.contrastive import ContrastiveHeads, retrieval, write_encoder
+from revision.training.jobs import Build, check_encoder, data_plan, with_weights
+
+
+class ContrastiveJob:
+    """Trains `ContrastiveHeads`; the result is an encoder directory with its model card."""
+
+    def __init__(self, cfg: Any, data: PairedRowsDataModule, towers: TowerPair) -> None:
+        self.data, self.towers = data, towers
+        self.make_model = partial(_new_heads, cfg, towers)
+        self.model = self.make_model()
+
+    def lower_frozen(self, dtype: torch.dtype) -> None:
+        """Nothing to do: the towers take no part in training."""
+
+    def save(
+        self,
+        weights: Mapping[str, Tensor],
+        directory: Path,
+        provenance: dict[str, Any],
+        loggers: Sequence[Logger],
+    ) -> None:
+        heads: ContrastiveHeads = with_weights(self.make_model(), weights)
+        heads.log_scale.requires_grad_("log_scale" in weights)  # the card tells learned from fixed
+        measured = self._retrieval(heads)
+        for logger in loggers:
+            logger.log_metrics({f"val/{name}": v for name, v in measured.items()})
+        held_out = {"validation": measured} if measured else {}
+        write_encoder(heads, self.towers, directory, training=provenance, held_out=held_out)
+
+    @torch.no_grad()
+    def _retrieval(self, heads: ContrastiveHeads) -> dict[str, float]:
+        held_out = self.data.sources[1]
+        if held_out is None:
+            return {}
+        pairs = held_out.batch(range(sum(held_out.block_sizes)))
+        measured = retrieval(heads.image_head(pairs["image"]), heads.text_head(pairs["text"]))
+        return measured | {"num_pairs": float(len(pairs))}
+
+
+def contrastive_job(cfg: Any, build: Build) -> ContrastiveJob:
+    """Raises ValueError for features of other towers, or an encoder that is no pair of towers."""
+    towers = build(cfg.encoder)
+    if not isinstance(towers, TowerPair):
+        raise ValueError(
+            f"stage=contrastive trains heads on two towers, but the encoder is a "
+            f"{type(towers).__name__}; give encoder=towers"
+        )
+    data = build(cfg.data, **data_plan(cfg))
+    for directory in data.train_pair:
+        check_encoder(directory, towers)
+    return ContrastiveJob(cfg, data, towers)
+
+
+def _new_heads(cfg: Any, towers: TowerPair) -> ContrastiveHeads:
+    torch.manual_seed(cfg.seed)
+    return ContrastiveHeads(
+        image_dim=towers.feature_dim("image"),
+        text_dim=towers.feature_dim("text"),
+        **cfg.stage.heads,
+    )

@@ -1,0 +1,81 @@
+"""What a stage trains and what it leaves: the interface of `VisualJob` and `ContrastiveJob`.
+
+A job holds the model and its data, and writes the result directory from the trained weights. The
+result is built afresh from what the run began with, with the trained weights put in: the module
+that trained may be sharded, or its frozen part rounded to bfloat16.
+
+`cfg` is the composed config of `conf/train.yaml`, `build` the constructor of its leaves.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from revision.data.datamodule import PlannedDataModule
+from revision.encoders.base import DualEncoder
+from revision.shards import read_header
+
+Build = Callable[..., Any]
+
+
+class Job(Protocol):
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def data(self) -> PlannedDataModule: ...
+
+    def lower_frozen(self, dtype: torch.dtype) -> None:
+        """Hold in `dtype` what does not train, where that saves memory."""
+
+    def save(
+        self,
+        weights: Mapping[str, Tensor],
+        directory: Path,
+        provenance: dict[str, Any],
+        loggers: Sequence[Logger],
+    ) -> None:
+        """Write the result; it appears whole."""
+
+
+def make_job(cfg: Any, build: Build) -> Job:
+    """The job of `cfg.stage`, by what it leaves in the run directory."""
+    if cfg.stage.result == "encoder":
+        from revision.training.contrastive_job import contrastive_job
+
+        return contrastive_job(cfg, build)
+    from revision.training.visual_job import visual_job
+
+    return visual_job(cfg, build)
+
+
+def data_plan(cfg: Any) -> dict[str, Any]:
+    """What the stage decides about the order and size of its steps."""
+    keys = ("batch_size", "accumulate", "epochs", "max_steps")
+    return {key: cfg.stage[key] for key in keys} | {"seed": cfg.seed}
+
+
+def with_weights(model: Any, weights: Mapping[str, Tensor]) -> Any:
+    """`model` with the trained `weights` in it, frozen and in evaluation mode."""
+    keys = model.load_state_dict(weights, strict=False)
+    assert not keys.unexpected_keys, keys.unexpected_keys
+    return model.requires_grad_(False).eval()
+
+
+def check_encoder(shards: Path, encoder: DualEncoder) -> None:
+    """Refuse features of one encoder beside another.
+
+    Raises:
+        ValueError: the identities differ; real pictures would be fed rows of another space.
+    """
+    recorded, own = read_header(shards).encoder, encoder.identity()
+    for key, value in own.items():
+        if recorded.get(key) != value:
+            raise ValueError(
+                f"{shards} was made by another encoder: its {key} is {recorded.get(key)!r}, that "
+                f"of the encoder given is {value!r}; embed again, or give the encoder it is from"
+            )

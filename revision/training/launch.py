@@ -1,0 +1,54 @@
+"""How many processes a run has here, and a start in processes of its own where it needs that.
+
+Lightning starts the other processes of a run by repeating the command line. That is right for
+`python train.py ...` alone; a job of a sweep, or a run that another script asks for, would repeat
+the sweep or the script. Such a run is started as one `train.py` command with its whole config.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+_OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # somebody started all processes
+_PLAIN_HYDRA = (
+    *("hydra.output_subdir=null", "hydra.run.dir=."),
+    *("hydra/job_logging=none", "hydra/hydra_logging=none"),
+)
+
+
+def num_local_processes(accelerator: str, devices: int | str | Sequence[int]) -> int:
+    """The devices on this machine that `accelerator` and `devices` select."""
+    if devices in ("auto", -1, "-1"):
+        on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        return torch.cuda.device_count() if on_gpu else 1
+    if isinstance(devices, str):
+        parts = [part for part in devices.split(",") if part]
+        return len(parts) if "," in devices else int(devices)
+    return devices if isinstance(devices, int) else len(devices)
+
+
+def needs_own_processes(num_processes: int, *, is_sweep: bool, script: str) -> bool:
+    """Whether repeating this command line would start something else than this run."""
+    if num_processes == 1 or any(name in os.environ for name in _OUTSIDE):
+        return False
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return is_sweep or main is None or not Path(main).samefile(script)
+
+
+def in_own_processes(script: str, config_yaml: str) -> None:
+    """Run `script` with the config and wait for it.
+
+    Raises:
+        ValueError: it failed; its own message stands above.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "job.yaml").write_text(config_yaml)
+        where = ["--config-dir", directory, "--config-name", "job"]
+        done = subprocess.run([sys.executable, script, *where, *_PLAIN_HYDRA])
+    if done.returncode:
+        raise ValueError(f"the run failed with exit status {done.returncode}; see above")

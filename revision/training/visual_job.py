@@ -1,0 +1,176 @@
+"""`pretrain`, `sft` and their variants: a `LlavaModel` on samples with visual input."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from revision.alignment.base import AlignmentMap
+from revision.alignment.storage import alignment_digest, load_alignment
+from revision.data.datamodule import VisualDataModule
+from revision.encoders.base import DualEncoder
+from revision.models.directory import load_model, save_model
+from revision.models.llava import LlavaModel
+from revision.shards import read_header
+from revision.training.jobs import Build, check_encoder, data_plan, with_weights
+from revision.training.loggers import log_answers
+
+MAP_NAME = "alignment"
+
+
+class VisualJob:
+    """Trains what `make_model` gives on what `make_data` gives for it.
+
+    `encoder` goes into the result even where training takes its features from shards, so that
+    the result can be asked about pictures.
+
+    Raises:
+        ValueError: the features are of another width than the projector reads.
+    """
+
+    def __init__(
+        self,
+        make_model: Callable[[], LlavaModel],
+        make_data: Callable[[LlavaModel], VisualDataModule],
+        *,
+        alignment_dir: Path | None = None,
+        num_answers: int = 0,
+    ) -> None:
+        self.make_model = make_model
+        self.alignment_dir, self.num_answers = alignment_dir, num_answers
+        self.model = make_model()
+        self.data = make_data(self.model)
+        for name, source in zip(("training", "held-out"), self.data.sources, strict=True):
+            _check_width(name, source, self.model)
+        if self.data.train_data[0] is not None:
+            self.model.encoder = None  # features come from shards: nothing to embed in training
+
+    def lower_frozen(self, dtype: torch.dtype) -> None:
+        for parameter in self.model.language_model.parameters():
+            if not parameter.requires_grad and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+
+    def save(
+        self,
+        weights: Mapping[str, Tensor],
+        directory: Path,
+        provenance: dict[str, Any],
+        loggers: Sequence[Logger],
+    ) -> None:
+        model: LlavaModel = with_weights(self.make_model(), weights)
+        log_answers(loggers, model, self.data.sources[1], self.num_answers)
+        save_model(model, directory, provenance=provenance, alignment_dir=self.alignment_dir)
+
+
+def visual_job(cfg: Any, build: Build) -> VisualJob:
+    """The model of `start_from`, or a language model beside a new projector; and its data.
+
+    Raises:
+        ValueError: the training features were made by another encoder than the model's, or are
+            to be aligned twice.
+    """
+    shards = Path(cfg.data.shards) if cfg.data.shards else None
+    make_model = partial(_started if cfg.start_from else _new, cfg, build)
+
+    def make_data(model: LlavaModel) -> VisualDataModule:
+        if shards is not None and model.encoder is not None:
+            check_encoder(shards, model.encoder)
+        limits = {} if cfg.stage.max_length is None else {"max_length": cfg.stage.max_length}
+        data: VisualDataModule = build(
+            cfg.data,
+            turns=model.turn_encoder(tokens_per_image=model.tokens_per_row, **limits),
+            encoder=model.encoder,
+            alignment=_alignment(cfg),
+            **data_plan(cfg),
+        )
+        return data
+
+    return VisualJob(
+        make_model,
+        make_data,
+        alignment_dir=_alignment_dir(cfg),
+        num_answers=cfg.num_answers,
+    )
+
+
+def _started(cfg: Any, build: Build) -> LlavaModel:
+    model = load_model(cfg.start_from, device="cpu", dtype=torch.float32)
+    model.template = cfg.stage.template
+    if "encoder" in cfg:
+        _attach(model, build(cfg.encoder), cfg)
+    return model
+
+
+def _new(cfg: Any, build: Build) -> LlavaModel:
+    language_model, tokenizer = build(cfg.llm, device="cpu", dtype=torch.float32)
+    encoder = build(cfg.encoder) if "encoder" in cfg else None
+    torch.manual_seed(cfg.seed)  # the projector does not depend on what was drawn before
+    projector = build(
+        cfg.projector,
+        input_dim=_feature_width(cfg, encoder),
+        output_dim=language_model.get_input_embeddings().weight.shape[1],
+    )
+    model = LlavaModel(language_model, projector, tokenizer, template=cfg.stage.template)
+    if encoder is not None:
+        _attach(model, encoder, cfg)
+    return model
+
+
+def _attach(model: LlavaModel, encoder: DualEncoder, cfg: Any) -> None:
+    if encoder.dim != model.projector.input_dim:
+        raise ValueError(
+            f"the encoder writes rows of width {encoder.dim} and the projector reads "
+            f"{model.projector.input_dim}; give the encoder that the model was trained with"
+        )
+    path = Path(cfg.encoder.get("path", ""))
+    model.encoder = encoder
+    model.encoder_dir = path if path.is_dir() else None
+
+
+def _feature_width(cfg: Any, encoder: DualEncoder | None) -> int:
+    if cfg.data.shards:
+        return read_header(Path(cfg.data.shards)).dim
+    if encoder is None:
+        raise ValueError(
+            "without data.shards the pictures are embedded on the fly, which needs an encoder; "
+            "give encoder=<name>, or data.shards=<feature set>"
+        )
+    return encoder.dim
+
+
+def _check_width(name: str, source: Any, model: LlavaModel) -> None:
+    if source is not None and source.dim != model.projector.input_dim:
+        raise ValueError(
+            f"the {name} features have width {source.dim} and the projector reads "
+            f"{model.projector.input_dim}; they come from another encoder than the model's"
+        )
+
+
+def _alignment(cfg: Any) -> AlignmentMap | None:
+    """The map of `data.alignment`, for raw text shards."""
+    if not cfg.data.alignment:
+        return None
+    if not cfg.data.shards or read_header(Path(cfg.data.shards)).alignment is not None:
+        raise ValueError(
+            "data.alignment maps the rows of raw text shards, but data.shards="
+            f"{cfg.data.shards} is none or aligned already; give one of the two"
+        )
+    return load_alignment(cfg.data.alignment)
+
+
+def _alignment_dir(cfg: Any) -> Path | None:
+    """The map behind the training features: given, beside the shards, or of an earlier stage."""
+    if cfg.data.alignment:
+        return Path(cfg.data.alignment)
+    if cfg.data.shards:
+        aligned = read_header(Path(cfg.data.shards)).alignment
+        beside = Path(cfg.data.shards).parent / MAP_NAME
+        if aligned is not None and beside.is_dir():
+            same = alignment_digest(load_alignment(beside)) == aligned["sha256"]
+            return beside if same else None
+    earlier = Path(cfg.start_from or "") / MAP_NAME
+    return earlier if cfg.start_from and earlier.is_dir() else None
