@@ -8,6 +8,10 @@ What one feature row becomes (`tokens`):
     repeat   `num_tokens` identical LLM tokens; the public ReVision code uses 576
     expand   `num_tokens` distinct LLM tokens from one wider last layer
 
+`scale_input` multiplies the unit rows by sqrt(input_dim), so that their entries are of order one
+as those of the layers' usual inputs; `match_scale` starts the output at the size of the LLM's own
+token embeddings. Neither is in the papers; with few steps both matter (docs/LOG.md).
+
 Departs from the public code: it repeats the row and projects every copy; here the row is projected
 once and the result repeated, which gives the same numbers for 1/576 of the work.
 """
@@ -35,11 +39,13 @@ class Projector(nn.Module):
         kind: str = "mlp2x_gelu",
         tokens: str = "single",
         num_tokens: int = 1,
+        scale_input: bool = False,
     ) -> None:
         super().__init__()
         _check(kind, tokens, num_tokens)
         self.input_dim, self.output_dim = input_dim, output_dim
         self.kind, self.tokens, self.num_tokens = kind, tokens, num_tokens
+        self.scale_input = scale_input
         width = output_dim * num_tokens if tokens == "expand" else output_dim
         if kind == "linear":
             self.layers = nn.Sequential(nn.Linear(input_dim, width))
@@ -50,8 +56,20 @@ class Projector(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, for the model directory."""
-        names = ("input_dim", "output_dim", "kind", "tokens", "num_tokens")
+        names = ("input_dim", "output_dim", "kind", "tokens", "num_tokens", "scale_input")
         return {name: getattr(self, name) for name in names}
+
+    @torch.no_grad()
+    def match_scale(self, rms: float, *, seed: int = 0, num_rows: int = 256) -> None:
+        """Rescale the last layer, its bias zeroed, until random unit rows come out with root mean
+        square `rms` per entry."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(num_rows, 1, self.input_dim, generator=generator)
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias.zero_()
+        rows = nn.functional.normalize(rows, dim=-1).to(last.weight)
+        last.weight.mul_(rms / self(rows).square().mean().sqrt())
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +82,8 @@ class Projector(nn.Module):
     def forward(
         self, visual: Float[Tensor, "images rows {self.input_dim}"]
     ) -> Float[Tensor, "images tokens {self.output_dim}"]:
-        projected: Tensor = self.layers(visual)
+        scaled = visual * self.input_dim**0.5 if self.scale_input else visual
+        projected: Tensor = self.layers(scaled)
         if self.tokens == "repeat":
             return projected.repeat_interleave(self.num_tokens, dim=1)
         return projected.reshape(visual.shape[0], -1, self.output_dim)

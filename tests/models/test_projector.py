@@ -58,3 +58,18 @@ def test_refusals():
         Projector(5, 4, tokens="repeat:576")
     with pytest.raises(ValueError, match="tokens='single' cannot make num_tokens=4"):
         Projector(5, 4, tokens="single", num_tokens=4)
+
+
+def test_match_scale_starts_at_the_size_of_the_embeddings() -> None:
+    projector = Projector(64, 32, tokens="expand", num_tokens=4, scale_input=True)
+    projector.match_scale(0.13)
+    rows = torch.nn.functional.normalize(torch.randn(500, 1, 64), dim=-1)
+    assert abs(projector(rows).square().mean().sqrt().item() / 0.13 - 1) < 0.05
+
+
+def test_scaled_input_is_the_scaled_row() -> None:
+    projector = Projector(16, 4, "linear")
+    scaled = Projector(16, 4, "linear", scale_input=True)
+    scaled.load_state_dict(projector.state_dict())
+    rows = torch.randn(3, 1, 16)
+    assert torch.equal(scaled(rows), projector(rows * 4))
