@@ -18,7 +18,13 @@ from revision.config import RECORD_NAME, build, claim_directory, entry, run_dire
 
 NEUTRAL = (  # may differ between a run and its continuation
     *("name", "run_root", "accelerator", "devices", "num_nodes", "logger", "log_every", "progress"),
-    *("checkpoint_steps", "checkpoint_minutes", "data.num_workers", "num_answers"),
+    *(
+        "checkpoint_steps",
+        "checkpoint_minutes",
+        "data.num_workers",
+        "data.index_root",
+        "num_answers",
+    ),
 )
 INPUTS = (
     *("data.shards", "data.input", "data.val_shards", "data.val_input", "data.alignment"),

@@ -3,13 +3,14 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra.utils import get_method
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
@@ -40,9 +41,7 @@ def write_features(directory, rows, kind, records, encoder):
 
 def captions(count):
     rng = np.random.default_rng(0)
-    return [
-        Record(id=str(i), text=" ".join(rng.choice(WORDS, 1 + i % 5))) for i in range(count)
-    ]
+    return [Record(id=str(i), text=" ".join(rng.choice(WORDS, 1 + i % 5))) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +128,195 @@ def test_pretraining_leaves_a_model_whose_projector_learned(parts, tmp_path):
     assert difference(before, after) == 0
     assert json.loads((run_dir / "model" / "provenance.json").read_text())["inputs"]["data.shards"]
     assert not (run_dir / "checkpoints").exists()
+
+
+def test_a_finished_run_says_so_and_another_config_is_refused(parts, tmp_path, capsys):
+    cfg = compose("train", pretrain(parts, tmp_path, "stage.max_steps=1"))
+    run_dir = train.run(cfg)
+    before = (run_dir / "model" / "projector.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    train.run(cfg)
+    assert "is done" in capsys.readouterr().out
+    assert (run_dir / "model" / "projector.safetensors").stat().st_mtime_ns == before
+    other = compose("train", pretrain(parts, tmp_path, "stage.max_steps=1", "seed=5"))
+    with pytest.raises(ValueError, match="seed was 0 and is now 5"):
+        train.run(other)
+    neutral = compose("train", pretrain(parts, tmp_path, "stage.max_steps=1", "logger=wandb"))
+    train.run(neutral)
+
+
+def test_a_run_whose_config_was_wrong_may_be_corrected_under_its_name(parts, tmp_path):
+    with pytest.raises(ValueError, match="exactly one of data"):
+        train.run(
+            compose(
+                "train",
+                overrides(
+                    parts,
+                    tmp_path,
+                    "name=one",
+                    "encoder=clip_b32",
+                    f"encoder.path={parts / 'clip'}",
+                    "encoder.revision=null",
+                ),
+            )
+        )
+    train.run(compose("train", pretrain(parts, tmp_path, "stage.max_steps=1")))
+
+
+def test_instruction_tuning_on_pictures_starts_from_the_pretrained_model(parts, tmp_path):
+    clip = ["encoder=clip_b32", f"encoder.path={parts / 'clip'}", "encoder.revision=null"]
+    first = train.run(compose("train", pretrain(parts, tmp_path, "stage.max_steps=2", *clip)))
+    sft = compose(
+        "train",
+        overrides(
+            parts,
+            tmp_path,
+            "stage=sft",
+            "name=two",
+            f"data.input={parts / 'conversations.json'}",
+            f"data.image_root={parts}",
+            f"data.index_root={tmp_path / 'index'}",
+            f"start_from={first / 'model'}",
+            "stage.optimizer.learning_rate=1e-3",
+            "stage.template=llava_v1",
+        ),
+    )
+    second = train.run(sft)
+    model = load_model(second / "model")
+    assert model.encoder is not None
+    assert model.template == "llava_v1"
+    before, after = weights(first / "model"), weights(second / "model")
+    assert difference(before, after) > 0
+    towers = [load_file(run / "model" / "encoder" / "model.safetensors") for run in (first, second)]
+    assert difference(*towers) == 0
+    answer = model.answer([Image.open(parts / "0.png")], "What is in the image?", 5)
+    assert isinstance(answer, str)
+
+
+def test_tuning_on_image_features_needs_no_pictures(parts, tmp_path):
+    turns = json.loads((parts / "conversations.json").read_text())
+    records = [
+        Record.from_json(
+            {
+                "id": str(t["id"]),
+                "images": [t["image"]],
+                "conversations": [
+                    {"role": "user", "text": t["conversations"][0]["value"]},
+                    {"role": "assistant", "text": t["conversations"][1]["value"]},
+                ],
+            }
+        )
+        for t in turns
+    ]
+    rows = np.random.default_rng(3).standard_normal((8, 8)).astype(np.float32)
+    write_features(tmp_path / "images", rows, "image", records, {"name": "x"})
+    run_dir = train.run(
+        compose(
+            "train",
+            overrides(parts, tmp_path, "stage=sft", "name=s", f"data.shards={tmp_path / 'images'}"),
+        )
+    )
+    assert [step for step, _ in read_metrics(run_dir / "metrics.csv")["train/loss"]] == [1, 2]
+
+
+def test_alignment_on_the_fly_equals_aligned_shards(parts, tmp_path):
+    from revision.alignment.apply import apply_alignment
+    from revision.alignment.moments import moments_of
+    from revision.shards import ShardReader
+
+    reader = ShardReader(parts / "texts")
+    rows = np.concatenate(list(reader.iter_rows()))
+    target = rows[:, ::-1] + 0.5
+    alignment = ReAlign()
+    alignment.fit(moments_of([rows]), moments_of([target]), lambda: [rows])
+    save_alignment(alignment, tmp_path / "alignment")
+    apply_alignment(alignment, parts / "texts", tmp_path / "shards")
+    offline = pretrain(parts, tmp_path / "a", "stage.max_steps=2")
+    offline = [o for o in offline if not o.startswith("data.shards")]
+    one = train.run(compose("train", [*offline, f"data.shards={tmp_path / 'shards'}"]))
+    on_the_fly = f"data.alignment={tmp_path / 'alignment'}"
+    two = train.run(
+        compose("train", pretrain(parts, tmp_path / "b", "stage.max_steps=2", on_the_fly))
+    )
+    assert difference(weights(one / "model"), weights(two / "model")) < 1e-6
+    for run_dir in (one, two):
+        assert (run_dir / "model" / "alignment" / "alignment.json").exists()
+    twice = [*offline, f"data.shards={tmp_path / 'shards'}", on_the_fly, "name=three"]
+    with pytest.raises(ValueError, match="aligned already"):
+        train.run(compose("train", twice))
+
+
+REFUSALS = {
+    "start_from=absent": "start_from=absent does not exist",
+    "stage.trainable=[connector.*]": "'connector.*' matches none of the model's",
+    "stage.template=vicuna": "unknown template 'vicuna'",
+    "data.num_samples=100": "num_samples=100, but the data has 24 records",
+}
+
+
+@pytest.mark.parametrize("override", REFUSALS)
+def test_what_cannot_be_trained_is_refused_before_it_claims_a_name(parts, tmp_path, override):
+    with pytest.raises(ValueError, match=re.escape(REFUSALS[override])):
+        train.run(compose("train", pretrain(parts, tmp_path, override)))
+    assert not (tmp_path / "one" / "config.yaml").exists()
+
+
+def test_features_of_another_encoder_are_refused(parts, tmp_path):
+    rows = np.ones((3, 8), np.float32)
+    shards = write_features(tmp_path / "x", rows, "text", captions(3), {"name": "other"})
+    clip = ["encoder=clip_b32", f"encoder.path={parts / 'clip'}", "encoder.revision=null"]
+    with pytest.raises(ValueError, match="made by another encoder: its name is 'other'"):
+        train.run(
+            compose("train", overrides(parts, tmp_path, "name=o", f"data.shards={shards}", *clip))
+        )
+
+
+def test_features_of_another_width_are_refused(parts, tmp_path):
+    first = train.run(compose("train", pretrain(parts, tmp_path, "stage.max_steps=1")))
+    shards = write_features(
+        tmp_path / "wide", np.ones((3, 12), np.float32), "text", captions(3), {"name": "x"}
+    )
+    wide = overrides(
+        parts, tmp_path, "name=w", f"data.shards={shards}", f"start_from={first / 'model'}"
+    )
+    with pytest.raises(ValueError, match=r"training features have width 12 .* reads 8"):
+        train.run(compose("train", wide))
+
+
+def test_data_that_changed_under_a_run_is_refused(parts, tmp_path):
+    records, rows = captions(6), np.ones((6, 8), np.float32)
+    shards = write_features(tmp_path / "x", rows, "text", records, {"name": "x"})
+    cfg = compose("train", overrides(parts, tmp_path, "name=o", f"data.shards={shards}"))
+    run_dir = train.run(cfg)
+    (run_dir / "model" / "config.json").unlink()
+    write_features(shards, 2 * rows, "text", records[:5] + captions(1), {"name": "y"})
+    with pytest.raises(ValueError, match=r"data\.shards changed since"):
+        train.run(cfg)
+
+
+CONFIGS = {
+    group: sorted((ROOT / "conf" / group).glob("*.yaml"))
+    for group in ("data", "llm", "logger", "projector", "strategy")
+}
+
+
+def test_every_leaf_binds_to_its_constructor():
+    assert {group: len(files) for group, files in CONFIGS.items()} == {
+        "data": 2,
+        "llm": 6,
+        "logger": 3,
+        "projector": 2,
+        "strategy": 7,
+    }
+    for path in [path for files in CONFIGS.values() for path in files]:
+        options = OmegaConf.to_container(OmegaConf.load(path))
+        inspect.signature(get_object(options.pop("_target_"))).bind_partial(**options)
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "pretrain", "sft"])
+def test_every_stage_composes_with_known_optimizer_keys(stage):
+    from revision.training.optim import OptimizerSettings
+
+    cfg = compose("train", [f"stage={stage}", "name=x"])
+    OptimizerSettings(**cfg.stage.optimizer)
+    assert cfg.stage.result == ("encoder" if stage == "contrastive" else "model")
