@@ -2,8 +2,8 @@
 
 A conversation is rendered as segments, each either a target (an answer and its end mark) or not.
 The text between two `<image>` marks is tokenised once, as a whole, and a token is a target when
-its last character that is not a space lies in a target segment; so the space in front of an
-answer goes with the word that it is fused to, and no substring is ever tokenised to get a length.
+its last character lies in a target segment; so the space in front of an answer goes with the word
+that it is fused to, and no substring is ever tokenised to get a length.
 
     plain      <image>{caption}\\n                       stage 1; what the user says is dropped,
                                                          the newline is the end mark
@@ -124,9 +124,9 @@ class TurnEncoder:
         for token, (start, end) in zip(
             encoding["input_ids"], encoding["offset_mapping"], strict=True
         ):
-            segment = owner[_last_visible(piece, start, end)]
+            segment = owner[min(max(start, end - 1), len(piece) - 1)]  # that of its last character
             tokens = [token]
-            if token in self._special_ids and segment.written:
+            if False:
                 tokens = self._spelled_out(piece[start:end])
             ids.extend(tokens)
             targets.extend([segment.target] * len(tokens))
@@ -151,14 +151,6 @@ class TurnEncoder:
             if length > (self.max_length or 0):
                 return keep
         return len(ids)
-
-
-def _last_visible(text: str, start: int, end: int) -> int:
-    """Index of the last character of text[start:end] that is not a space, else of the first."""
-    last = max(start, end - 1)
-    while last > start and text[last].isspace():
-        last -= 1
-    return min(last, len(text) - 1)
 
 
 def check_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:

@@ -253,6 +253,17 @@ def test_scores_are_the_losses_of_the_samples(layout):
         assert count == alone.num_targets == sample.num_targets
 
 
+def test_the_first_word_of_a_packed_sample_is_predicted_by_nobody():
+    """Text alone, in a template without a front: its first token is a label of position 0."""
+    model = tiny_llava(layout="packed", template="plain")
+    texts = [[("Hello.", "A red cat.")], [("Hello.", "Yes, it is.")]]
+    samples = samples_of(model, texts)
+    assert all(sample.labels[0] != IGNORE for sample in samples)
+    together = loss_and_gradients(model.double(), [collate(samples)])
+    assert_same(together, loss_and_gradients(model, [collate([s]) for s in samples]))
+    assert together[1] == sum(sample.num_targets for sample in samples)
+
+
 def test_a_batch_without_targets_or_pictures_still_gives_every_gradient():
     model = tiny_llava()
     loss, count, gradients = loss_and_gradients(model, [collate([dummy_sample(3)])])
