@@ -1,0 +1,14 @@
+"""Every test run checks shapes: jaxtyping and beartype guard the packages that name them."""
+
+from jaxtyping import install_import_hook
+
+SHAPED = (
+    "alignment",
+    "encoders",
+    "models",
+    "shards",
+    "data.plan",
+    "data.sources",
+    "evaluation.heldout",
+)
+install_import_hook([f"revision.{name}" for name in SHAPED], "beartype.beartype")
