@@ -89,6 +89,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
         total_steps=module.total_steps,
         strategy=build(cfg.strategy),
         loggers=build(cfg.logger, run_dir=run_dir, group=cfg.name, config=config),
+        callbacks=job.callbacks,
     )
     weights = fit(trainer, module, job.data, run_dir)
     if trainer.is_global_zero:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from revision.models.directory import load_model
 from revision.records import Record
 from revision.shards import ShardWriter, write_header
 from revision.training.metrics_file import read_metrics
-from tests.tiny_encoders import save_clip
+from tests.tiny_encoders import save_clip, tiny_towers
 from tests.tiny_models import save_tiny_llm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -320,3 +321,177 @@ def test_every_stage_composes_with_known_optimizer_keys(stage):
     cfg = compose("train", [f"stage={stage}", "name=x"])
     OptimizerSettings(**cfg.stage.optimizer)
     assert cfg.stage.result == ("encoder" if stage == "contrastive" else "model")
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    """A pair of towers on disk and rows of 16 paired records, as encoder=towers embeds them."""
+    root = tmp_path_factory.mktemp("towers")
+    pair = tiny_towers()
+    pair.save(root / "towers")
+    identity = load_encoder(root / "towers").identity()
+    rng = np.random.default_rng(2)
+    for side, kind in (("images", "image"), ("texts", "text")):
+        rows = rng.standard_normal((16, pair.feature_dim(kind))).astype(np.float32)
+        write_features(root / side, rows, kind, captions(16), identity)
+    return root
+
+
+def contrastive(towers, runs, *more):
+    return [
+        "stage=contrastive",
+        "encoder=clipart",
+        f"encoder.path={towers / 'towers'}",
+        f"data.images={towers / 'images'}",
+        f"data.texts={towers / 'texts'}",
+        f"data.val_images={towers / 'images'}",
+        f"data.val_texts={towers / 'texts'}",
+        f"run_root={runs}",
+        "name=heads",
+        "accelerator=cpu",
+        "progress=false",
+        "stage.batch_size=8",
+        "stage.epochs=20",
+        "stage.optimizer.learning_rate=1e-2",
+        "stage.heads.dim=6",
+        *more,
+    ]
+
+
+def test_contrastive_leaves_an_encoder_that_retrieves_its_training_pairs(towers, tmp_path):
+    run_dir = train.run(compose("train", contrastive(towers, tmp_path)))
+    curves = read_metrics(run_dir / "metrics.csv")
+    assert len(curves["train/loss"]) == 40
+    assert curves["val/loss"][-1][1] < curves["train/loss"][0][1] / 2
+    assert curves["val/i2t_r1"][-1][1] > 90
+    encoder = load_encoder(run_dir / "encoder")
+    assert encoder.dim == 6
+    assert encoder.card["training"]["logit_scale_kind"] == "fixed"
+    assert encoder.card["held_out"]["validation"]["num_pairs"] == 16
+
+
+def test_the_logit_scale_is_learned_where_the_stage_says_so(towers, tmp_path):
+    learned = "stage.trainable=['*_head.weight',log_scale]"
+    run_dir = train.run(compose("train", contrastive(towers, tmp_path, learned)))
+    training = load_encoder(run_dir / "encoder").card["training"]
+    assert training["logit_scale_kind"] == "learned"
+    assert training["logit_scale"] != 50
+
+
+def test_heads_need_towers(parts, towers, tmp_path):
+    with pytest.raises(ValueError, match="give encoder=towers"):
+        train.run(compose("train", contrastive(towers, tmp_path, f"encoder.path={parts / 'clip'}")))
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_to_the_same_weights(parts, tmp_path):
+    """SIGKILL while it trains; the command again; against a run that was left alone."""
+    settings = ["stage.max_steps=30", "val_every=10", "checkpoint_steps=3"]
+    train.run(compose("train", pretrain(parts, tmp_path / "whole", *settings)))
+    arguments = pretrain(parts, tmp_path / "killed", *settings)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    checkpoints = tmp_path / "killed" / "one" / "checkpoints"
+    while not list(checkpoints.glob("step-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "one" / "model").exists()
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Continuing after step" in done.stdout
+    one, two = (tmp_path / name / "one" for name in ("whole", "killed"))
+    assert difference(weights(one / "model"), weights(two / "model")) == 0
+    curves = [read_metrics(run_dir / "metrics.csv") for run_dir in (one, two)]
+    for name in ("train/loss", "val/loss"):
+        assert curves[0][name] == curves[1][name]
+
+
+@pytest.mark.slow
+def test_a_user_error_ends_with_one_line_and_status_1(parts, tmp_path):
+    done = command(*pretrain(parts, tmp_path, "start_from=absent"))
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "error: start_from=absent does not exist; correct the path"
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_gives_every_job_its_directory(parts, tmp_path):
+    sweep = ["-m", "data.num_samples=4,8", "data.max_caption_words=1,2", "stage.max_steps=1"]
+    done = command(*sweep, *pretrain(parts, tmp_path))
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.name for path in (tmp_path / "one").iterdir() if path.name[0] != ".")
+    assert runs == [
+        f"data.max_caption_words={words},data.num_samples={samples}"
+        for words in (1, 2)
+        for samples in (4, 8)
+    ]
+    for run in runs:
+        assert (tmp_path / "one" / run / "model" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_job_of_a_sweep_with_two_processes_gets_its_own(parts, tmp_path):
+    sweep = ["-m", "data.num_samples=4,8", "stage.max_steps=1", "devices=2", "strategy=ddp"]
+    done = command(*sweep, *[o for o in pretrain(parts, tmp_path) if o != "devices=1"])
+    assert done.returncode == 0, done.stderr
+    for run in (tmp_path / "one").iterdir():
+        assert (run / "model" / "config.json").exists()
+
+
+def sft(parts, runs, name, *more):
+    return overrides(
+        parts,
+        runs,
+        "stage=sft",
+        f"name={name}",
+        f"data.shards={parts / 'texts'}",
+        f"data.val_shards={parts / 'val'}",
+        "stage.optimizer.learning_rate=1e-2",
+        "stage.optimizer.max_grad_norm=0.5",
+        "stage.template=llava_v1",
+        "stage.max_steps=3",
+        "val_every=2",
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def one_process(parts, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    whole = ["stage.batch_size=4", "stage.accumulate=2"]
+    run_dir = train.run(compose("train", sft(parts, runs, "one", *whole)))
+    return weights(run_dir / "model"), read_metrics(run_dir / "metrics.csv")
+
+
+STRATEGIES = [path.stem for path in CONFIGS["strategy"] if path.stem != "auto"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_leaves_the_model_directory_of_one_process(
+    parts, tmp_path, one_process, strategy
+):
+    """The real model, two processes over gloo, projector and language model trained."""
+    two = ["devices=2", f"strategy={strategy}", "stage.batch_size=2", "stage.accumulate=2"]
+    done = command(*[o for o in sft(parts, tmp_path, "two", *two) if o != "devices=1"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, curves = one_process
+    assert difference(expected, weights(tmp_path / "two" / "model")) < 2e-6
+    found = read_metrics(tmp_path / "two" / "metrics.csv")
+    for name in ("train/loss", "val/loss", "train/gradient_norm"):
+        values = [value for _, value in curves[name]]
+        assert [value for _, value in found[name]] == pytest.approx(values, rel=1e-5)
+
+
+def test_wandb_without_a_key_runs_offline(parts, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    logger = ["logger=wandb", "num_answers=2", "stage.max_steps=1"]
+    run_dir = train.run(compose("train", pretrain(parts, tmp_path, *logger)))
+    (offline,) = (run_dir / "wandb").glob("offline-run-*")
+    assert list(offline.rglob("answers*.json"))

@@ -19,7 +19,7 @@ Letters: v, t unit rows of pictures and texts; s logit scale; n pairs in a batch
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +32,13 @@ from revision.models.loss import LossSum
 
 MAX_SCALE = 100.0  # CLIP's bound
 _QUERIES_AT_ONCE = 1024
+
+
+@runtime_checkable
+class Sides(Protocol):
+    """A dict of the two sides, or a batch of pairs."""
+
+    def __getitem__(self, side: str, /) -> Tensor: ...
 
 
 class ContrastiveHeads(nn.Module):
@@ -54,7 +61,7 @@ class ContrastiveHeads(nn.Module):
         self.text_head = Head(text_dim, dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
 
-    def forward(self, batch: dict[str, Tensor]) -> LossSum:
+    def forward(self, batch: Sides) -> LossSum:
         """`batch["image"]` (n, D_v) and `batch["text"]` (n, D_t), row i of both one pair."""
         images = self.image_head(batch["image"])
         texts = self.text_head(batch["text"])

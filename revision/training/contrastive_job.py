@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from revision.data.datamodule import PairedRowsDataModule
 from revision.encoders.composed import TowerPair
 from revision.encoders.contrastive import ContrastiveHeads, retrieval, write_encoder
+from revision.training.callbacks import log_metrics
 from revision.training.jobs import Build, check_encoder, data_plan, with_weights
 
 
@@ -22,6 +24,10 @@ class ContrastiveJob:
         self.data, self.towers = data, towers
         self.make_model = partial(_new_heads, cfg, towers)
         self.model = self.make_model()
+
+    @property
+    def callbacks(self) -> list[L.Callback]:
+        return [Geometry(self)]
 
     def lower_frozen(self, dtype: torch.dtype) -> None:
         """Nothing to do: the towers take no part in training."""
@@ -35,20 +41,31 @@ class ContrastiveJob:
     ) -> None:
         heads: ContrastiveHeads = with_weights(self.make_model(), weights)
         heads.log_scale.requires_grad_("log_scale" in weights)  # the card tells learned from fixed
-        measured = self._retrieval(heads)
-        for logger in loggers:
-            logger.log_metrics({f"val/{name}": v for name, v in measured.items()})
+        measured = self.retrieval(heads)
         held_out = {"validation": measured} if measured else {}
         write_encoder(heads, self.towers, directory, training=provenance, held_out=held_out)
 
     @torch.no_grad()
-    def _retrieval(self, heads: ContrastiveHeads) -> dict[str, float]:
+    def retrieval(self, heads: ContrastiveHeads) -> dict[str, float]:
+        """Recall and gap on the held-out pairs, with their number; nothing where there are none."""
         held_out = self.data.sources[1]
         if held_out is None:
             return {}
         pairs = held_out.batch(range(sum(held_out.block_sizes)))
+        pairs = pairs.to(heads.log_scale.device)
         measured = retrieval(heads.image_head(pairs["image"]), heads.text_head(pairs["text"]))
         return measured | {"num_pairs": float(len(pairs))}
+
+
+class Geometry(L.Callback):
+    """Tracks the gap and the recall of the held-out pairs while the heads train."""
+
+    def __init__(self, job: ContrastiveJob) -> None:
+        self.job = job
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        measured = self.job.retrieval(self.job.model)
+        log_metrics(trainer, {f"val/{name}": value for name, value in measured.items()})
 
 
 def contrastive_job(cfg: Any, build: Build) -> ContrastiveJob:

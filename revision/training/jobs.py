@@ -9,8 +9,9 @@ that trained may be sharded, or its frozen part rounded to bfloat16.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
@@ -22,12 +23,17 @@ from revision.shards import read_header
 Build = Callable[..., Any]
 
 
+@runtime_checkable
 class Job(Protocol):
     @property
     def model(self) -> nn.Module: ...
 
     @property
     def data(self) -> PlannedDataModule: ...
+
+    @property
+    def callbacks(self) -> list[L.Callback]:
+        """What this stage measures besides losses."""
 
     def lower_frozen(self, dtype: torch.dtype) -> None:
         """Hold in `dtype` what does not train, where that saves memory."""

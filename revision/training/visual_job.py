@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
@@ -48,6 +49,10 @@ class VisualJob:
             _check_width(name, source, self.model)
         if self.data.train_data[0] is not None:
             self.model.encoder = None  # features come from shards: nothing to embed in training
+
+    @property
+    def callbacks(self) -> list[L.Callback]:
+        return []
 
     def lower_frozen(self, dtype: torch.dtype) -> None:
         for parameter in self.model.language_model.parameters():
