@@ -12,24 +12,31 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from revision.alignment.apply import apply_alignment
-from revision.alignment.fit import fit_alignment, read_sets
+from revision.alignment.fit import FeatureSets, fit_alignment, read_sets
 from revision.alignment.report import MAP_NAME, summary, write_report
 from revision.config import build, entry
 
 
 def run(cfg: DictConfig) -> Path:
     """Fit, apply and report as `cfg` says; returns the output directory."""
-    if (cfg.holdout_source is None) != (cfg.holdout_target is None):
-        raise ValueError("holdout_source and holdout_target go together: give both or neither")
     output_dir = Path(cfg.output_dir)
-    fitting = read_sets(cfg.source, cfg.target)
-    unseen = read_sets(cfg.holdout_source, cfg.holdout_target) if cfg.holdout_source else None
+    fitting = read_sets(Path(cfg.source), Path(cfg.target))
+    unseen = _read_unseen(cfg)
 
     alignment = fit_alignment(build(cfg.alignment), fitting, output_dir / MAP_NAME)
     apply_alignment(alignment, Path(cfg.source), output_dir / "shards")
     numbers = write_report(alignment, fitting, unseen, output_dir)
     print(f"{output_dir}: {summary(numbers)}")
     return output_dir
+
+
+def _read_unseen(cfg: DictConfig) -> FeatureSets | None:
+    sides = [cfg.holdout_source, cfg.holdout_target]
+    if sides == [None, None]:
+        return None
+    if None in sides:
+        raise ValueError("holdout_source and holdout_target go together: give both or neither")
+    return read_sets(*map(Path, sides))
 
 
 main = entry(run, "align")

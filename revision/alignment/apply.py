@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from revision.alignment.base import AlignmentMap
-from revision.alignment.moments import bad_rows
+from revision.alignment.moments import bad_rows, one_thread
 from revision.alignment.storage import alignment_digest
 from revision.files import write_bytes
 from revision.progress import track
@@ -24,6 +24,7 @@ PLAN_NAME = "plan.json"
 NO_DIRECTION = "feature row is zero or not finite"
 
 
+@one_thread()
 def apply_alignment(alignment: AlignmentMap, source_dir: Path, output_dir: Path) -> Header:
     """Write the aligned rows of the feature set `source_dir` as the feature set `output_dir`.
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from revision.files import replacing
 
-Rows = Float[np.ndarray, "rows dim"]
+Rows = Float[np.ndarray, "_ dim"]  # the clouds differ in their number of rows
 COLORS = {"image": "#2b6cb0", "text": "#c05621", "aligned text": "#2f855a"}
 SMALLEST_BAR = 1e-6
 

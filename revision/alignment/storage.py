@@ -97,7 +97,7 @@ def alignment_digest(alignment: AlignmentMap) -> str:
     return hashlib.sha256(method + _tensors(alignment)).hexdigest()
 
 
-def statistics(alignment: AlignmentMap) -> dict[str, float]:
+def statistics(alignment: AlignmentMap) -> dict[str, int | float]:
     """The numbers of a fitted map that fit in a table."""
     gap = alignment.target_mean - alignment.source_mean
     return {

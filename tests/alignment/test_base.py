@@ -98,6 +98,14 @@ def test_phi_does_not_exceed_its_bound(make, text, image):
     assert numbers.phi <= numbers.phi_bound + 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_rows_given_are_left_alone(make, text, image, dtype):
+    rows = torch.tensor(text).to(dtype)
+    before = rows.clone()
+    fitted(make, text, image)(rows)
+    assert torch.equal(rows, before)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_rows_without_direction_are_refused(make, text, image, value):
     alignment = fitted(make, text, image)

@@ -86,11 +86,14 @@ def test_one_infinite_entry_makes_a_row_bad(text):
 
 
 def test_positions_of_bad_rows_count_over_all_cells():
-    rows = np.ones((GRID_ROWS + 900, 3), np.float32)
-    rows[[2, GRID_ROWS + 600]] = 0
-    assert moments_of(np.array_split(rows, 7)).rejected == (2, GRID_ROWS + 600)
+    rows = np.ones((2 * GRID_ROWS + 900, 3), np.float32)
+    bad = (2, GRID_ROWS + 600, 2 * GRID_ROWS + 1)
+    rows[list(bad)] = 0
+    moments = moments_of(np.array_split(rows, 7))
+    assert moments.rejected == bad
+    assert moments.count == len(rows) - 3
     merged = moments_of([rows[:10]]).merge(moments_of([rows[10:]]))
-    assert merged.rejected == (2, GRID_ROWS + 600)
+    assert merged.rejected == bad
 
 
 def test_no_usable_row_is_refused():
@@ -127,3 +130,20 @@ def test_transform_is_applied_to_unit_rows_before_summing(text):
     shift = torch.linspace(-1, 1, text.shape[1], dtype=torch.float64)
     shifted = moments_of_transformed([text], lambda rows: rows.add_(shift))
     assert np.abs(shifted.mean - (moments_of([text]).mean + shift.numpy())).max() < 1e-12
+
+
+def test_statistics_use_one_thread_and_give_the_others_back(text):
+    seen = []
+
+    def transform(rows):
+        seen.append(torch.get_num_threads())
+        return rows
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        moments_of_transformed([text], transform)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [1]
