@@ -118,19 +118,20 @@ class Predictor:
             for question in portion.questions
         ]
         asked = list(zip(portion.questions, seen, strict=True))
-        answers = [answer_sample(q, q.reference, self.encode, rows) for q, rows in asked]
-        losses = self._score(answers)
-        options = [
-            answer_sample(question, choice, self.encode, rows)
-            for question, rows in asked
-            for choice in question.choices
-        ]
-        option_losses = iter(self._score(options))
+        scored = iter(
+            self._score(
+                [
+                    answer_sample(question, answer, self.encode, rows)
+                    for question, rows in asked
+                    for answer in _answers(question)
+                ]
+            )
+        )
+        losses = [list(islice(scored, len(_answers(question)))) for question in portion.questions]
         texts = self._generate([open_sample(q, self.encode, rows) for q, rows in asked])
         return [
-            self._line(question, portion.visual, loss, text, list(islice(option_losses, len(c))))
-            for question, loss, text in zip(portion.questions, losses, texts, strict=True)
-            for c in [question.choices]
+            self._line(question, portion.visual, found, text)
+            for question, found, text in zip(portion.questions, losses, texts, strict=True)
         ]
 
     def _score(self, samples: Sequence[Sample]) -> Iterator[tuple[float, int]]:
@@ -153,10 +154,10 @@ class Predictor:
         self,
         question: Question,
         visual: str,
-        loss: tuple[float, int],
+        losses: Sequence[tuple[float, int]],
         text: str | None,
-        options: Sequence[tuple[float, int]],
     ) -> dict[str, Any]:
+        options = losses if question.choices else ()
         return {
             "question_id": question.id,
             "record_id": question.record_id,
@@ -165,13 +166,18 @@ class Predictor:
             "prompt": question.prompt,
             "text": text,
             "reference": question.reference,
-            "loss": loss[0],
-            "num_targets": loss[1],
+            "loss": losses[0][0],
+            "num_targets": losses[0][1],
             "choices": list(question.choices),
-            "choice_losses": [option[0] for option in options],
-            "choice_targets": [option[1] for option in options],
+            "choice_losses": [loss for loss, _ in options],
+            "choice_targets": [count for _, count in options],
             "images": self.records[question.record_id].to_json().get("images", []),
         }
+
+
+def _answers(question: Question) -> tuple[str, ...]:
+    """What is scored: the reference, and the other choices where there is a choice."""
+    return (question.reference, *question.choices[1:])
 
 
 def _content(sample: Sample) -> tuple[bytes, bytes]:
