@@ -96,6 +96,15 @@ class TurnEncoder:
         return self.template == "plain"
 
     @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer: the template's mark, and the end of sequence."""
+        marks = {self.tokenizer.eos_token_id} - {None}
+        if not self.ends_at_newline:
+            labels = self((Turn("user", "q"), Turn("assistant", "a"))).labels
+            marks.add(int(labels[labels != IGNORE][-1]))
+        return sorted(marks)
+
+    @property
     def filler_id(self) -> int:
         """A token id that is safe to feed where nothing is read."""
         candidates = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0)
@@ -126,7 +135,7 @@ class TurnEncoder:
         ):
             segment = owner[min(max(start, end - 1), len(piece) - 1)]  # that of its last character
             tokens = [token]
-            if False:
+            if token in self._special_ids and segment.written:
                 tokens = self._spelled_out(piece[start:end])
             ids.extend(tokens)
             targets.extend([segment.target] * len(tokens))

@@ -84,14 +84,15 @@ class LlavaModel(nn.Module):
     def generate(self, samples: Sequence[Sample], max_new_tokens: int = 64) -> list[str]:
         """Greedy continuations of the prompts, one batch with left padding and a KV cache.
 
-        A continuation ends at the end-of-sequence token, and at a newline for template `plain`.
+        A continuation ends at the template's end mark, for `plain` a newline, or at the
+        end-of-sequence token.
         """
         batch = collate(list(samples)).to(self.device)
         stops = StoppingCriteriaList()
         turns = self.turn_encoder()
         if turns.ends_at_newline:
             stops.append(_EndsAtNewline(self.tokenizer))
-        decoding = _greedy(self.tokenizer, turns.filler_id, max_new_tokens)
+        decoding = _greedy(turns, max_new_tokens)
         with _evaluating(self), _sole_defaults(self.language_model, decoding):
             spliced = self._splice(batch, "left")
             new_ids = self.language_model.generate(
@@ -209,13 +210,13 @@ class _EndsAtNewline(StoppingCriteria):
         return torch.tensor(["\n" in text for text in newest], device=input_ids.device)
 
 
-def _greedy(tokenizer: Any, filler_id: int, max_new_tokens: int) -> GenerationConfig:
-    padding = tokenizer.pad_token_id
+def _greedy(turns: TurnEncoder, max_new_tokens: int) -> GenerationConfig:
+    padding = turns.tokenizer.pad_token_id
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=filler_id if padding is None else padding,
+        eos_token_id=turns.end_ids,
+        pad_token_id=turns.filler_id if padding is None else padding,
     )
 
 

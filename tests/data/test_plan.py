@@ -35,6 +35,12 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert order(EpochPlan(BLOCKS, seed=3), 1) == orders[1]
 
 
+def test_every_group_of_every_epoch_has_its_own_order():
+    plan = EpochPlan([10] * 4, shuffle_blocks=1)
+    orders = [order(plan, epoch)[i : i + 10] for epoch in range(2) for i in range(0, 40, 10)]
+    assert len({tuple(record % 10 for record in group) for group in orders}) == 8
+
+
 def test_records_are_shuffled_inside_groups_of_blocks():
     plan = EpochPlan([10] * 8, shuffle_blocks=2)
     groups = [order(plan)[i : i + 20] for i in range(0, 80, 20)]

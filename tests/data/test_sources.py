@@ -44,7 +44,7 @@ def rows_of(number, count):
 @pytest.fixture
 def shards(tmp_path):
     """Two shards, three blocks; row of record k points (mostly) along axis k."""
-    blocks = [[RECORDS[:2], RECORDS[2:3]], [RECORDS[3:]]]
+    blocks = [[RECORDS[:2], RECORDS[2:4]], [RECORDS[4:]]]
     number = 0
     for shard, shard_blocks in enumerate(blocks):
         with ShardWriter(tmp_path / "set", shard, DIM, "float16") as writer:
@@ -63,7 +63,7 @@ def source(shards, template="chat", **options):
 
 def test_each_record_gets_its_own_rows_as_unit_vectors(shards):
     data = source(shards)
-    assert data.block_sizes == [2, 1, 2]
+    assert data.block_sizes == [2, 2, 1]
     for number, (record, count) in enumerate(RECORDS):
         sample = data.sample(number)
         assert sample.id == record.id

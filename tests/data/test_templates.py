@@ -116,6 +116,14 @@ def test_an_open_prompt_is_the_masked_front_of_the_same_conversation(tokenizer, 
     assert front == prompt.input_ids.tolist()
 
 
+@pytest.mark.parametrize("template", END)
+def test_the_end_mark_is_one_of_the_tokens_that_end_an_answer(tokenizer, template):
+    encode = TurnEncoder(tokenizer, template)
+    assert tokenizer.convert_tokens_to_ids(END[template]) in encode.end_ids
+    assert tokenizer.eos_token_id in encode.end_ids
+    assert TurnEncoder(tokenizer, "plain").end_ids == [tokenizer.eos_token_id]
+
+
 def test_marks_stay_where_they_are_and_text_only_has_none():
     encode = TurnEncoder(bpe_tokenizer(), "chat")
     two = encode(conversation("Yes.", question="Is <image> like <image>?"))

@@ -219,6 +219,8 @@ def forced(model, tokens):
     [
         ("plain", "A cat.\nAnd", "A cat."),
         ("llava_v1", "A cat.\nAnd</s>more", "A cat.\nAnd"),
+        ("chat", "A cat.<|im_end|>more", "A cat."),
+        ("llama", "A cat.<|end_of_text|>more", "A cat."),
     ],
 )
 def test_generation_stops_where_the_template_ends_an_answer(template, spoken, expected):
