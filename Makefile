@@ -16,7 +16,7 @@ demo: install  ## the whole pipeline on real weights and data; prints the report
 	@$(RUN) scripts/pipeline.py
 
 study: install  ## every setting, three seeds each
-	@$(RUN) scripts/study.py
+	@$(RUN) scripts/pipeline.py -m experiment=study
 
 test: install  ## all tests, offline
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest $(ARGS)
@@ -33,7 +33,7 @@ bench: install  ## benchmarks/*.md are made from these
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(RUN) $$file || exit 1; done
 
 docs: install  ## tables and figures of README and docs/ from benchmarks/*.json
-	@$(RUN) scripts/tabulate.py
+	@$(RUN) scripts/results_table.py input=benchmarks/study.json output_dir=docs name=study_scores
 
 clean:  ## removes results and caches; keeps .venv/ and assets/
 	rm -rf runs outputs multirun .pytest_cache .mypy_cache .ruff_cache

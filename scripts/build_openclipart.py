@@ -105,10 +105,11 @@ class Entry:
     webp: bytes = b""
     grid: np.ndarray = field(default_factory=lambda: np.zeros(0))
     group: str = ""
+    id: str = ""
 
-    @property
-    def id(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", self.path.removesuffix(".png").lower()).strip("-")
+    def __post_init__(self) -> None:
+        name = self.path.removesuffix(".png").lower()
+        self.id = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
     @property
     def category(self) -> str:
@@ -277,6 +278,15 @@ def split_groups(entries: list[Entry]) -> dict[str, list[Entry]]:
     return {name: sorted(found, key=lambda e: digest(e.id)) for name, found in splits.items()}
 
 
+def make_ids_unique(entries: list[Entry]) -> None:
+    """ "wine_.png" and "wine.png" would share an id; the later one gets a number."""
+    taken = Counter[str]()
+    for entry in sorted(entries, key=lambda entry: entry.path):
+        taken[entry.id] += 1
+        if taken[entry.id] > 1:
+            entry.id += f"-{taken[entry.id]}"
+
+
 def write_tar(path: Path, split: str, entries: list[Entry]) -> None:
     temporary = path.with_suffix(".tmp")
     with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -343,6 +353,7 @@ def main() -> None:
     print(f"{len(entries)} without copies and blanks")
     join_groups(entries)
     splits = split_groups(entries)
+    make_ids_unique(entries)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     for name, found in splits.items():
         write_tar(arguments.output_dir / f"{name}-000.tar", name, found)
