@@ -142,11 +142,11 @@ def run_dir(tmp_path: Path) -> Path:
                 "record_id": str(i),
                 "visual": visual,
                 "prompt": "What is it?",
-                "text": f"{name} <b>{i}</b>",
+                "text": f"{name} <b>{i}</b>" if visual == "real" else "dark",
                 "reference": "red & wide",
                 "images": ["red.png"],
             }
-            for visual in ("zero", "real")
+            for visual in ("real", "zero")
             for i in range(10)
         ]
         content = "".join(json.dumps(line) + "\n" for line in lines)

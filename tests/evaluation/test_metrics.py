@@ -125,6 +125,8 @@ def test_tied_options_share_the_credit(losses, credit):
 
 
 def test_choice_is_by_nats_per_token_and_over_blind_by_information():
+    longer = prediction(0, choice_losses=[6.0, 5.0], choice_targets=[3, 2])
+    assert choice_scores([longer])["choice_accuracy"].value == 1.0
     seen = prediction(0, choice_losses=[6.0, 2.0], choice_targets=[3, 2])
     unseen = prediction(0, choice_losses=[12.0, 2.0], choice_targets=[3, 2])
     assert choice_scores([seen])["choice_accuracy"].value == 0.0
