@@ -1,8 +1,8 @@
 """ReVision: multimodal language models from text and a little geometry.
 
-    import revision
-    model = revision.load("runs/demo/model")
-    model.answer([image], "What is in the picture?")
+import revision
+model = revision.load("runs/demo/model")
+model.answer([image], "What is in the picture?")
 """
 
 from typing import TYPE_CHECKING, Any

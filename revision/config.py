@@ -111,7 +111,10 @@ def claim_directory(directory: Path, cfg: DictConfig, *, neutral: Sequence[str] 
 
 def _swept_keys(arguments: Sequence[str]) -> list[str]:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:
+        return []  # Hydra itself says what is wrong with it
     return [p.key_or_group for p in parsed if p.is_sweep_override()]
 
 

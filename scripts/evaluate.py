@@ -17,11 +17,14 @@ from revision.config import entry
 def run(cfg: DictConfig) -> Path:
     """Evaluate as `conf/evaluate.yaml` says; returns the output directory."""
     # torch and transformers take seconds to import: not before the config has been composed.
+    import torch
+
     import revision
     from revision.evaluation.heldout import input_digest, open_heldout
     from revision.evaluation.journal import finished_scores
     from revision.evaluation.results import write_results
     from revision.evaluation.runner import Settings, evaluate, model_digest
+    from revision.models.llm import has_bfloat16
     from revision.report.labels import result_rows
     from revision.report.tables import markdown, results_table
 
@@ -34,16 +37,20 @@ def run(cfg: DictConfig) -> Path:
         limit=cfg.limit,
         seed=cfg.draw_seed,
     )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    low = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and has_bfloat16(device))
+    dtype = torch.bfloat16 if low else torch.float32
     output_dir, source = Path(cfg.output_dir), Path(cfg.input)
     plan = {
         "model": model_digest(Path(cfg.model)),
         "input": input_digest(source),
         "template": cfg.template,
+        "dtype": str(dtype),
         **vars(settings),
     }
     scores = finished_scores(output_dir, plan)
     if scores is None:
-        model = revision.load(cfg.model)
+        model = revision.load(cfg.model, dtype=dtype)
         model.template = cfg.template or model.template
         root = Path(cfg.image_root) if cfg.image_root else None
         heldout = open_heldout(source, encoder=model.encoder, image_root=root)

@@ -45,8 +45,17 @@ def load_llm(
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    """bfloat16 on a GPU that has it; float32 on a CPU, where it is exact and always there."""
+    return torch.bfloat16 if device.type == "cuda" and has_bfloat16(device) else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies in bfloat16; a CPU that emulates it would be slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
 
 
 def is_unchanged(state: Mapping[str, Tensor], directory: Path) -> bool:

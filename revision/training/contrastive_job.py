@@ -29,6 +29,9 @@ class ContrastiveJob:
     def callbacks(self) -> list[L.Callback]:
         return [Geometry(self)]
 
+    def prepare(self, batch: Any) -> Any:
+        return batch
+
     def lower_frozen(self, dtype: torch.dtype) -> None:
         """Nothing to do: the towers take no part in training."""
 

@@ -35,6 +35,9 @@ class Job(Protocol):
     def callbacks(self) -> list[L.Callback]:
         """What this stage measures besides losses."""
 
+    def prepare(self, batch: Any) -> Any:
+        """What the model takes, from a batch on its device."""
+
     def lower_frozen(self, dtype: torch.dtype) -> None:
         """Hold in `dtype` what does not train, where that saves memory."""
 

@@ -14,7 +14,7 @@ not; the factor is then squared.)
 Letters: sum_b loss sum of a micro-batch; n_b its target tokens; N = sum n_b over the window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -32,6 +32,7 @@ class TrainingModule(L.LightningModule):
     `model(batch)` returns a `LossSum`; `batch.window_targets` is the number of target tokens in
     this process's part of the accumulation window. Random numbers (dropout) are a function of
     `seed`, step and process, so a resumed run draws what the undisturbed one would have drawn.
+    `prepare` maps a batch that has reached the device to what the model takes.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class TrainingModule(L.LightningModule):
         optimizer: OptimizerSettings,
         total_steps: int,
         seed: int = 0,
+        prepare: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -49,6 +51,7 @@ class TrainingModule(L.LightningModule):
         self.settings = optimizer
         self.total_steps = total_steps
         self.seed = seed
+        self.prepare = prepare
         self.strict_loading = False  # a checkpoint holds the trainable set only
         self.window_loss = torch.zeros((), dtype=torch.float64)
         self.window_targets = torch.zeros((), dtype=torch.float64)
@@ -70,6 +73,9 @@ class TrainingModule(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch if self.prepare is None else self.prepare(batch)
 
     def on_train_start(self) -> None:
         set_modes(self.model)

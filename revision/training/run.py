@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from revision.models.llm import has_bfloat16
 from revision.training.callbacks import DataWait, RunMetrics
 from revision.training.checkpoint import (
     ResumeCheckpoint,
@@ -78,11 +79,12 @@ class RunSettings:
 
     @property
     def resolved_precision(self) -> str:
-        """`auto` is bfloat16 mixed precision on a GPU that has it, float32 elsewhere."""
+        """`auto` is bfloat16 mixed precision where the hardware has it, float32 elsewhere."""
         if self.precision != "auto":
             return self.precision
         on_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+        device = torch.device("cuda" if on_gpu else "cpu")
+        return "bf16-mixed" if has_bfloat16(device) else "32-true"
 
 
 def make_trainer(

@@ -1,6 +1,7 @@
 """`pretrain`, `sft` and their variants: a `LlavaModel` on samples with visual input."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from revision.alignment.base import AlignmentMap
 from revision.alignment.storage import alignment_digest, load_alignment
 from revision.data.datamodule import VisualDataModule
+from revision.data.samples import Batch
 from revision.encoders.base import DualEncoder
 from revision.models.directory import load_model, save_model
 from revision.models.llava import LlavaModel
@@ -26,8 +28,10 @@ MAP_NAME = "alignment"
 class VisualJob:
     """Trains what `make_model` gives on what `make_data` gives for it.
 
-    `encoder` goes into the result even where training takes its features from shards, so that
-    the result can be asked about pictures.
+    The frozen encoder is taken out of the model while that trains. It embeds pictures in `prepare`:
+    no strategy shards it, where a rank without pictures would keep the others waiting, and it
+    computes in float32 as `embed.py` does. The result has it back, also where the features of
+    training came from shards, so that it can be asked about pictures.
 
     Raises:
         ValueError: the features are of another width than the projector reads.
@@ -47,12 +51,21 @@ class VisualJob:
         self.data = make_data(self.model)
         for name, source in zip(("training", "held-out"), self.data.sources, strict=True):
             _check_width(name, source, self.model)
-        if self.data.train_data[0] is not None:
-            self.model.encoder = None  # features come from shards: nothing to embed in training
+        self.encoder, self.model.encoder = self.model.encoder, None
 
     @property
     def callbacks(self) -> list[L.Callback]:
         return []
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with features in place of pixels."""
+        if batch.pixels is None:
+            return batch
+        assert self.encoder is not None
+        pixels = batch.pixels.float()
+        rows = self.encoder.to(pixels.device).encode_images(pixels)
+        return replace(batch, pixels=None, visual=rows[:, None])
 
     def lower_frozen(self, dtype: torch.dtype) -> None:
         for parameter in self.model.language_model.parameters():
@@ -112,13 +125,16 @@ def _started(cfg: Any, build: Build) -> LlavaModel:
 
 def _new(cfg: Any, build: Build) -> LlavaModel:
     language_model, tokenizer = build(cfg.llm, device="cpu", dtype=torch.float32)
+    embeddings = language_model.get_input_embeddings().weight.detach()
     encoder = build(cfg.encoder) if "encoder" in cfg else None
     torch.manual_seed(cfg.seed)  # the projector does not depend on what was drawn before
     projector = build(
         cfg.projector,
         input_dim=_feature_width(cfg, encoder),
-        output_dim=language_model.get_input_embeddings().weight.shape[1],
+        output_dim=embeddings.shape[1],
     )
+    if cfg.match_embeddings:
+        projector.match_scale(float(embeddings.square().mean().sqrt()), seed=cfg.seed)
     model = LlavaModel(language_model, projector, tokenizer, template=cfg.stage.template)
     if encoder is not None:
         _attach(model, encoder, cfg)
