@@ -10,6 +10,8 @@ A feature that no direction can be read from (not finite, or zero) rejects its r
 zeros is ever stored.
 """
 
+import logging
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,6 +78,8 @@ def embed_records(
     _record(plans)
     if any(plan.missing() for plan in plans):
         module = EmbeddingModule(encoder, plans, batch_size=batch_size, num_workers=num_workers)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         trainer = L.Trainer(
             accelerator=accelerator,
             devices=devices,
