@@ -74,6 +74,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
         optimizer=optimizer,
         total_steps=job.data.num_steps(world_size),
         seed=cfg.seed,
+        prepare=job.prepare,
     )
     settings = RunSettings.of(cfg)
     if settings.resolved_precision == "bf16-mixed":

@@ -162,16 +162,18 @@ class LlavaModel(nn.Module):
     def _splice(self, batch: Batch, layout: Literal["packed", "right", "left"]) -> Spliced:
         embedding = self.language_model.get_input_embeddings()
         visual = self._visual(batch)
+        touch = self._touch() if visual is None else None
         spliced = splice(embedding, batch.input_ids, batch.labels, batch.lengths, visual, layout)
-        if visual is None and torch.is_grad_enabled():
-            spliced.embeds = spliced.embeds + self._touch(spliced.embeds)
+        if touch is not None:
+            spliced.embeds = spliced.embeds + touch.to(spliced.embeds)
         return spliced
 
-    def _touch(self, embeds: Tensor) -> Tensor:
-        """Exactly zero, but part of the graph: data parallelism waits for every parameter, also
-        on a rank whose samples have no picture."""
-        row = embeds.new_zeros(1, 1, self.projector.input_dim, dtype=self.projector.dtype)
-        return (self.projector(row).sum() * 0).to(embeds.dtype)
+    def _touch(self) -> Tensor:
+        """Exactly zero, but part of the graph: data parallelism waits for every parameter, and
+        sharded parameters (ZeRO-3, FSDP) wait for every rank to use them in the same order, also
+        one whose samples have no picture."""
+        row = torch.zeros(1, 1, self.projector.input_dim, device=self.device)
+        return self.projector(row.to(self.projector.dtype)).sum() * 0
 
     def _target_losses(self, batch: Batch) -> tuple[LossSum, Tensor]:
         """The losses of the target tokens, and the sample that each of them belongs to."""

@@ -43,6 +43,7 @@ _QUIET = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`pin_memory` argument is set as true.*",
     ".*Total length of `list` across ranks is zero.*",
+    ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",
     ".*isinstance.treespec, LeafSpec.*",
 )
 
