@@ -192,7 +192,8 @@ def follow(
             ],
             [pretrain, features.sets["tune"], val],
         )
-        scored = [evaluate(commands, cfg, name, sft, features, kind) for kind in ("", "questions")]
+        kinds = ["", "questions"] if cfg.questions else [""]
+        scored = [evaluate(commands, cfg, name, sft, features, kind) for kind in kinds]
         stages.append(Stage("sft", sft, scored))
     return Trail(name, aligned, stages)
 
