@@ -39,10 +39,12 @@ def trainable_names(model: nn.Module) -> list[str]:
 
 
 def set_modes(model: nn.Module) -> None:
-    """Train mode where something trains, eval mode in every top-level part that is frozen."""
+    """Eval mode in every top-level part that is frozen, train mode in the rest."""
     model.train()
     for part in model.children():
-        part.train(any(parameter.requires_grad for parameter in part.parameters()))
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            part.eval()
 
 
 def describe_trainable(model: nn.Module) -> str:

@@ -67,8 +67,10 @@ def test_the_logged_loss_is_the_mean_over_all_targets_of_the_step(tmp_path):
     assert curves(tmp_path, "train/loss")["train/loss"][0] == (1, pytest.approx(expected.item()))
 
 
-@pytest.mark.parametrize("step", range(1, 6))
-def test_a_run_that_was_stopped_equals_one_that_was_not(tmp_path, step):
+@pytest.mark.parametrize(
+    ("step", "in_validation"), [(1, False), (2, False), (2, True), (4, True), (5, False), (6, True)]
+)
+def test_a_run_that_was_stopped_equals_one_that_was_not(tmp_path, step, in_validation):
     settings = {
         "batch": 2,
         "accumulate": 2,
@@ -79,7 +81,8 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(tmp_path, step):
     }
     names = ("train/loss", "val/loss", "train/learning_rate", "train/gradient_norm")
     undisturbed = toy.train_toy(tmp_path / "whole", **settings)
-    assert toy.train_toy(tmp_path / "stopped", stop_after=step, **settings) == {}
+    stop = {"stop_after": step, "stop_in_validation": in_validation}
+    assert toy.train_toy(tmp_path / "stopped", **stop, **settings) == {}
     resumed = toy.train_toy(tmp_path / "stopped", **settings)
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
     assert curves(tmp_path / "whole", *names) == curves(tmp_path / "stopped", *names)
@@ -93,6 +96,12 @@ def test_steps_since_the_last_checkpoint_are_repeated_and_logged_once(tmp_path):
     assert logged_steps() == [1, 2, 3, 4, 5]
     toy.train_toy(tmp_path, checkpoint_steps=4, steps=9)
     assert logged_steps() == list(range(1, 10))
+
+
+def test_the_step_before_the_last_is_always_saved(tmp_path):
+    """A run that dies while it writes its result repeats one step, not all since a checkpoint."""
+    toy.train_toy(tmp_path, steps=4, stop_after=4, val_every=4, stop_in_validation=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
 
 def test_only_the_trainable_set_moves(tmp_path, monkeypatch):

@@ -142,13 +142,17 @@ class Killed(Exception):
 
 
 class StopAfter(L.Callback):
-    """Simulates a kill: raises after the given optimiser step, when all of it is written."""
+    """Simulates a kill: after the given optimiser step, or in the middle of its validation."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, *, in_validation: bool = False) -> None:
+        self.step, self.in_validation = step, in_validation
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
+            raise Killed
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.in_validation and trainer.global_step == self.step:
             raise Killed
 
 
@@ -183,7 +187,10 @@ def train_toy(directory: Path, **chosen: Any) -> dict[str, Tensor]:
         checkpoint_steps=chosen.get("checkpoint_steps"),
         progress=False,
     )
-    stop = [StopAfter(chosen["stop_after"])] if "stop_after" in chosen else []
+    stop = []
+    if "stop_after" in chosen:
+        in_validation = chosen.get("stop_in_validation", False)
+        stop = [StopAfter(chosen["stop_after"], in_validation=in_validation)]
     trainer = make_trainer(
         directory,
         settings,
