@@ -8,6 +8,7 @@ directory) is passed by code and can therefore not contradict the data.
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 RECORD_NAME = "config.yaml"
-SWEPT_KEYS = "REVISION_SWEPT_KEYS"  # reaches the processes of Hydra's launchers
+_SWEPT_KEYS = "REVISION_SWEPT_KEYS"  # reaches the processes of Hydra's launchers
+_parts: list[None] = []  # not empty while a run calls another one (`as_part`)
 
 Run = Callable[[DictConfig], Any]
 
@@ -62,21 +64,35 @@ def entry(run: Run, root: str) -> Callable[[], None]:
         except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher loses an exit
+                raise RuntimeError(_sentence(error)) from None
             print(f"error: {_sentence(error)}", file=sys.stderr)
             raise SystemExit(1) from None
 
     def start() -> None:
-        os.environ[SWEPT_KEYS] = ",".join(_swept_keys(sys.argv[1:]))
+        os.environ[_SWEPT_KEYS] = ",".join(_swept_keys(sys.argv[1:]))
         main()
 
     return start
 
 
+@contextmanager
+def as_part() -> Iterator[None]:
+    """What runs inside is a part of this run: a sweep that this run is a job of does not name it."""
+    _parts.append(None)
+    try:
+        yield
+    finally:
+        _parts.pop()
+
+
 def run_directory(cfg: DictConfig) -> Path:
     """`<run_root>/<name>`, and for a job of a sweep `<run_root>/<name>/<its swept overrides>`."""
     directory = Path(cfg.run_root) / cfg.name
+    if _parts:
+        return directory
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        swept = set(filter(None, os.environ.get(SWEPT_KEYS, "").split(",")))
+        swept = {*os.environ.get(_SWEPT_KEYS, "").split(","), *_sweeper_keys()}
         chosen = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] in swept]
         return directory / ",".join(sorted(chosen)).replace("/", "_")
     return directory
@@ -107,6 +123,11 @@ def claim_directory(directory: Path, cfg: DictConfig, *, neutral: Sequence[str] 
     temporary = record.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
     os.replace(temporary, record)
+
+
+def _sweeper_keys() -> list[str]:
+    """What an experiment sweeps by `hydra.sweeper.params`."""
+    return list(HydraConfig.get().sweeper.get("params") or {})
 
 
 def _swept_keys(arguments: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ Each step prints the command that does the same by hand, and runs once per disti
 recomputes only what a changed value reaches, and a run that was killed goes on where it stopped.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the entry scripts lie here, beside the package
 
-from revision.config import SWEPT_KEYS, claim_directory, compose, entry, run_directory  # noqa: E402
+from revision.config import as_part, claim_directory, compose, entry, run_directory  # noqa: E402
 from revision.pipeline import Result, StepCache  # noqa: E402
 
 
@@ -50,7 +49,8 @@ class Commands:
                 place = [f"run_root={directory.parent}", f"name={directory.name}"]
             print(f"$ python {script}.py {' '.join([*arguments, *place])}", flush=True)
             root = script.rsplit("/", 1)[-1]
-            import_module(script.replace("/", ".")).run(compose(root, [*arguments, *place]))
+            with as_part():
+                import_module(script.replace("/", ".")).run(compose(root, [*arguments, *place]))
 
         keyed = list(arguments)
         for result in inputs:
@@ -80,7 +80,6 @@ def run(cfg: DictConfig) -> Path:
 
     begin = time.monotonic()
     run_dir = run_directory(cfg)
-    os.environ[SWEPT_KEYS] = ""  # the steps are not themselves jobs of this sweep
     claim_directory(run_dir, cfg, neutral=("cache_dir",))
     commands = Commands(StepCache(Path(cfg.cache_dir)))
 
