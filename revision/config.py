@@ -5,6 +5,7 @@ Config selects, code decides. A leaf file of a group under `conf/` names one con
 directory) is passed by code and can therefore not contradict the data.
 """
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +60,7 @@ def entry(run: Run, root: str) -> Callable[[], None]:
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=root)
     def main(cfg: DictConfig) -> None:
+        _use_ordinary_processes()
         try:
             run(cfg)
         except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
@@ -78,7 +80,7 @@ def entry(run: Run, root: str) -> Callable[[], None]:
 
 @contextmanager
 def as_part() -> Iterator[None]:
-    """What runs inside is a part of this run: a sweep that this run is a job of does not name it."""
+    """What runs inside is a part of this run: a sweep over this run does not name it."""
     _parts.append(None)
     try:
         yield
@@ -123,6 +125,12 @@ def claim_directory(directory: Path, cfg: DictConfig, *, neutral: Sequence[str] 
     temporary = record.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
     os.replace(temporary, record)
+
+
+def _use_ordinary_processes() -> None:
+    """joblib's workers start children by its own method, which data loaders cannot use."""
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
+        multiprocessing.set_start_method("fork", force=True)
 
 
 def _sweeper_keys() -> list[str]:
