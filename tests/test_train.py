@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from PIL import Image
@@ -23,7 +24,7 @@ from revision.alignment.storage import save_alignment
 from revision.config import compose
 from revision.encoders.load import load_encoder
 from revision.models.directory import load_model
-from revision.records import Record
+from revision.records import Record, read_records
 from revision.shards import ShardWriter, write_header
 from revision.training.metrics_file import read_metrics
 from tests.tiny_encoders import save_clip, tiny_towers
@@ -204,30 +205,25 @@ def test_instruction_tuning_on_pictures_starts_from_the_pretrained_model(parts, 
     assert isinstance(answer, str)
 
 
-def test_tuning_on_image_features_needs_no_pictures(parts, tmp_path):
+def test_pictures_on_the_fly_and_their_features_train_the_same_model(parts, tmp_path):
+    encoder = load_encoder(parts / "clip")
     turns = json.loads((parts / "conversations.json").read_text())
-    records = [
-        Record.from_json(
-            {
-                "id": str(t["id"]),
-                "images": [t["image"]],
-                "conversations": [
-                    {"role": "user", "text": t["conversations"][0]["value"]},
-                    {"role": "assistant", "text": t["conversations"][1]["value"]},
-                ],
-            }
-        )
-        for t in turns
-    ]
-    rows = np.random.default_rng(3).standard_normal((8, 8)).astype(np.float32)
-    write_features(tmp_path / "images", rows, "image", records, {"name": "x"})
-    run_dir = train.run(
-        compose(
-            "train",
-            overrides(parts, tmp_path, "stage=sft", "name=s", f"data.shards={tmp_path / 'images'}"),
-        )
+    pictures = [Image.open(parts / turn["image"]).convert("RGB") for turn in turns]
+    pixels = torch.stack([encoder.image_inputs(picture) for picture in pictures])
+    records = list(read_records(parts / "conversations.json", side="both", image_root=parts))
+    features = encoder.encode_images(pixels).numpy()
+    write_features(tmp_path / "images", features, "image", records, encoder.identity())
+    clip = ["encoder=clip_b32", f"encoder.path={parts / 'clip'}", "encoder.revision=null"]
+    common = ["stage=sft", "stage.template=llava_v1", "stage.optimizer.learning_rate=1e-3", *clip]
+    on_the_fly = [f"data.input={parts / 'conversations.json'}", f"data.image_root={parts}"]
+    stored = [f"data.shards={tmp_path / 'images'}"]
+    one, two = (
+        train.run(compose("train", overrides(parts, tmp_path, f"name={name}", *common, *data)))
+        for name, data in (("fly", on_the_fly), ("stored", stored))
     )
-    assert [step for step, _ in read_metrics(run_dir / "metrics.csv")["train/loss"]] == [1, 2]
+    assert [step for step, _ in read_metrics(one / "metrics.csv")["train/loss"]] == [1, 2]
+    assert difference(weights(one / "model"), weights(two / "model")) < 1e-6
+    assert load_model(two / "model").encoder is not None
 
 
 def test_alignment_on_the_fly_equals_aligned_shards(parts, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.profilers import Profiler
+from tqdm.auto import tqdm
 
 from revision.training.module import TrainingModule
 from revision.training.optim import cosine_with_warmup
@@ -106,6 +107,50 @@ class RunMetrics(L.Callback):
         assert pl_module.validation_loss is not None
         log_metrics(trainer, {"val/loss": pl_module.validation_loss})
         self.paused_s += time.perf_counter() - self.validation_started_at
+
+
+class StepBar(L.Callback):
+    """A bar over the optimiser steps of the run, refreshed at most once a second.
+
+    Departs from Lightning's bars, which count micro-batches and draw each of them.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.bar = tqdm(
+            desc="train",
+            total=pl_module.total_steps,
+            initial=trainer.global_step,
+            unit="step",
+            disable=not trainer.is_global_zero,
+            mininterval=1.0,
+            dynamic_ncols=True,
+        )
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        done = trainer.global_step - self.bar.n
+        if done and not self.bar.disable:
+            own_loss = float(pl_module.window_loss) / max(1, batch.window_targets)
+            self.bar.set_postfix(loss=f"{own_loss:.3f}", refresh=False)
+            self.bar.update(done)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.set_description("validate")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.bar.set_description(f"train (val loss {pl_module.validation_loss:.3f})")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.close()
 
 
 def log_metrics(trainer: L.Trainer, numbers: dict[str, float]) -> None:

@@ -15,13 +15,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from revision.models.llm import has_bfloat16
-from revision.training.callbacks import DataWait, RunMetrics
+from revision.training.callbacks import DataWait, RunMetrics, StepBar
 from revision.training.checkpoint import (
     ResumeCheckpoint,
     check_same_processes,
@@ -121,7 +120,7 @@ def make_trainer(
         logger=[MetricsFile(run_dir / METRICS), *loggers],
         profiler=data_wait,
         enable_model_summary=False,
-        enable_progress_bar=settings.progress,
+        enable_progress_bar=False,
         callbacks=[
             RunMetrics(data_wait, log_every=settings.log_every),
             ResumeCheckpoint(
@@ -130,7 +129,7 @@ def make_trainer(
                 every_minutes=settings.checkpoint_minutes,
                 every_steps=settings.checkpoint_steps,
             ),
-            *([TQDMProgressBar(refresh_rate=1)] if settings.progress else []),
+            *([StepBar()] if settings.progress else []),
             *callbacks,
         ],
     )
