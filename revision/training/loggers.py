@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
@@ -41,6 +42,19 @@ def wandb(*, run_dir: Path, group: str, config: Any, project: str) -> list[Logge
         config=config,
     )
     return [logger]
+
+
+def log_gap(loggers: Sequence[Logger], alignment_dir: Path | None) -> None:
+    """The picture of the gap before and after, which `align.py` leaves beside its map."""
+    picture = None if alignment_dir is None else alignment_dir.parent / "gap.png"
+    if picture is None or not picture.is_file():
+        return
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image("gap", [str(picture)])
+        elif isinstance(logger, TensorBoardLogger):
+            pixels = np.asarray(Image.open(picture).convert("RGB"))
+            logger.experiment.add_image("gap", pixels, dataformats="HWC")
 
 
 def log_answers(loggers: Sequence[Logger], model: LlavaModel, held_out: Any, number: int) -> None:

@@ -20,7 +20,7 @@ from revision.models.directory import load_model, save_model
 from revision.models.llava import LlavaModel
 from revision.shards import read_header
 from revision.training.jobs import Build, check_encoder, data_plan, with_weights
-from revision.training.loggers import log_answers
+from revision.training.loggers import log_answers, log_gap
 
 MAP_NAME = "alignment"
 
@@ -80,6 +80,7 @@ class VisualJob:
         loggers: Sequence[Logger],
     ) -> None:
         model: LlavaModel = with_weights(self.make_model(), weights)
+        log_gap(loggers, self.alignment_dir)
         log_answers(loggers, model, self.data.sources[1], self.num_answers)
         save_model(model, directory, provenance=provenance, alignment_dir=self.alignment_dir)
 
