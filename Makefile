@@ -17,6 +17,8 @@ demo: install  ## the whole pipeline on real weights and data; prints the report
 
 study: install  ## every setting, three seeds each
 	@$(RUN) scripts/pipeline.py -m experiment=study
+	@$(RUN) scripts/results_table.py "input='runs/study/*/results.json'" \
+	merged=benchmarks/study.json output_dir=docs name=study_scores
 
 test: install  ## all tests, offline
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest $(ARGS)

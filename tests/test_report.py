@@ -10,7 +10,7 @@ from PIL import Image
 
 from revision.config import compose
 from revision.evaluation.metrics import Score
-from revision.evaluation.results import Row, over_seeds, write_results
+from revision.evaluation.results import Row, over_seeds, read_results, write_results
 from revision.report.figures import _whisker, colours, score_figure
 from revision.report.html import Answer, Picture, Report, Section, thumbnail, write_report
 from revision.report.labels import (
@@ -235,3 +235,16 @@ def test_the_script_writes_table_and_figure(tmp_path, capsys):
     assert "45.0 ± 7.1" in path.read_text()
     assert "45.0 ± 7.1" in capsys.readouterr().out
     assert path.with_suffix(".png").read_bytes().startswith(PNG)
+
+
+def test_the_rows_of_a_sweep_become_one_table_and_one_file(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        row = Row("realign", "pretrain", seed, "test", "token_loss", 3.0 + seed)
+        write_results(tmp_path / f"seed={seed}" / "results.json", [row])
+    pattern = f"input='{tmp_path}/*/results.json'"
+    places = [f"output_dir={tmp_path}", f"merged={tmp_path / 'all.json'}"]
+    table = script.run(compose("results_table", [pattern, *places]))
+    assert "3.500 ± 0.707" in table.read_text()
+    assert len(read_results(tmp_path / "all.json")) == 2
+    with pytest.raises(ValueError, match="no results file at"):
+        script.run(compose("results_table", [f"input={tmp_path}/nothing.json", *places]))
