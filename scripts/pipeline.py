@@ -139,6 +139,7 @@ def train_encoder(commands: Commands, cfg: DictConfig, data_dir: Path) -> Result
         f"data.val_images={towers['val'] / 'images'}",
         f"data.val_texts={towers['val'] / 'texts'}",
         *cfg.overrides.contrastive,
+        *cfg.more.contrastive,
     ]
     return commands.run("encoder", "train", arguments, [*towers.values()])
 
@@ -172,6 +173,7 @@ def follow(
             *([] if samples is None else [f"data.num_samples={samples}"]),
             *seen,
             *cfg.overrides.pretrain,
+            *cfg.more.pretrain,
         ],
         [*inputs, val, features.encoder],
     )
@@ -188,6 +190,7 @@ def follow(
                 f"data.val_shards={val / 'images'}",
                 *seen,
                 *cfg.overrides.sft,
+                *cfg.more.sft,
             ],
             [pretrain, features.sets["tune"], val],
         )
@@ -230,6 +233,7 @@ def evaluate(
         f"seed={cfg.seed}",
         *cfg.overrides.evaluate,
         *cfg.overrides[f"evaluate_{kind or stage}"],
+        *cfg.more.evaluate,
     ]
     step = f"evaluate-{stage}-{kind}".rstrip("-")
     return commands.run(step, "scripts/evaluate", arguments, [trained, features.sets["test"]])
