@@ -223,11 +223,12 @@ def evaluate(
 ) -> Result:
     """Scores on held-out pictures: with them, blind, and with another picture."""
     stage = trained.name
-    visual = "[zero]" if cfg.settings[name].get("visual") == "zero" else "[real,zero,shuffled]"
+    blind = cfg.settings[name].get("visual") == "zero"
+    conditions = ["zero"] if blind else list(cfg.conditions[stage])
     arguments = [
         f"model={trained / 'model'}",
         f"input={features.images('test')}",
-        f"visual={visual}",
+        f"visual=[{','.join(conditions)}]",
         f"setting={name}",
         f"after_stage={stage}",
         f"seed={cfg.seed}",
