@@ -58,6 +58,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
     import torch
 
     from revision.training.jobs import make_job
+    from revision.training.loggers import close
     from revision.training.module import TrainingModule
     from revision.training.optim import OptimizerSettings
     from revision.training.provenance import claim_inputs, input_digests, provenance
@@ -97,6 +98,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
         result = run_dir / cfg.stage.result
         job.save(weights, result, provenance(config, digests), trainer.loggers)
         finish(run_dir)
+        close(trainer.loggers)
         say(f"{run_dir} is done: {result}")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from PIL import Image
@@ -502,3 +503,4 @@ def test_wandb_without_a_key_runs_offline(parts, tmp_path, monkeypatch):
     run_dir = train.run(compose("train", pretrain(parts, tmp_path, *logger)))
     (offline,) = (run_dir / "wandb").glob("offline-run-*")
     assert list(offline.rglob("answers*.json"))
+    assert wandb.run is None  # the next job of a sweep starts a run of its own

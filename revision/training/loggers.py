@@ -44,6 +44,13 @@ def wandb(*, run_dir: Path, group: str, config: Any, project: str) -> list[Logge
     return [logger]
 
 
+def close(loggers: Sequence[Logger]) -> None:
+    """End the runs on the dashboards: the next job of a sweep would go on in them."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
 def log_gap(loggers: Sequence[Logger], alignment_dir: Path | None) -> None:
     """The picture of the gap before and after, which `align.py` leaves beside its map."""
     picture = None if alignment_dir is None else alignment_dir.parent / "gap.png"
