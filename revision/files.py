@@ -7,6 +7,7 @@ that a killed run leaves nothing that a later one could mistake for a result.
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -68,12 +69,38 @@ def explained(path: Path) -> Iterator[None]:
         raise ValueError(_explanation(path, error)) from error
 
 
+@contextmanager
+def saving(directory: Path) -> Iterator[None]:
+    """`explained` around `save_file` and `save_pretrained`: safetensors has its own exception for
+    an error of the system, which is no OSError.
+
+    Raises:
+        ValueError: the disk is full, or `directory` could not be written for another reason.
+    """
+    from safetensors import SafetensorError  # loads NumPy: not for whoever only reads files
+
+    try:
+        with explained(directory):
+            yield
+    except SafetensorError as error:
+        raise ValueError(_explanation(directory, _as_os_error(error))) from error
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """From the text of a SafetensorError, '... (os error 28)', the only place of the number."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        return OSError(str(error))
+    number = int(found[1])
+    return OSError(number, os.strerror(number))
+
+
 def _explanation(path: Path, error: OSError) -> str:
     message = f"{path}: cannot be written ({error.strerror or error}); nothing of it was kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with suppress(OSError):
             message += f"; {shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free there"
-        message += ". Free some space and run the same command again: it resumes at this file"
+        message += ". Free some space and run the same command again: it resumes here"
     return message
 
 
