@@ -16,15 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from revision.config import RECORD_NAME, build, claim_directory, entry, run_directory
 
-NEUTRAL = (  # may differ between a run and its continuation
-    *("name", "run_root", "accelerator", "devices", "num_nodes", "logger", "log_every", "progress"),
-    *(
-        "checkpoint_steps",
-        "checkpoint_minutes",
-        "data.num_workers",
-        "data.index_root",
-        "num_answers",
-    ),
+NEUTRAL = tuple(  # may differ between a run and its continuation
+    "name run_root group logger progress log_every num_answers accelerator devices num_nodes "
+    "checkpoint_steps checkpoint_minutes data.num_workers data.index_root".split()
 )
 INPUTS = (
     *("data.shards", "data.input", "data.val_shards", "data.val_input", "data.alignment"),
@@ -90,7 +84,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
         settings,
         total_steps=module.total_steps,
         strategy=build(cfg.strategy),
-        loggers=build(cfg.logger, run_dir=run_dir, group=cfg.name, config=config),
+        loggers=build(cfg.logger, run_dir=run_dir, group=cfg.group or cfg.name, config=config),
         callbacks=job.callbacks,
     )
     weights = fit(trainer, module, job.data, run_dir)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the entry scripts lie here, beside the package
@@ -43,20 +43,30 @@ class Commands:
         key, so that caches in different places agree.
         """
 
+        module = import_module(script.replace("/", "."))
+        root = script.rsplit("/", 1)[-1]
+
         def call(directory: Path) -> None:
             place = [f"output_dir={directory}"]
             if script == "train":
                 place = [f"run_root={directory.parent}", f"name={directory.name}"]
             print(f"$ python {script}.py {' '.join([*arguments, *place])}", flush=True)
-            root = script.rsplit("/", 1)[-1]
             with as_part():
-                import_module(script.replace("/", ".")).run(compose(root, [*arguments, *place]))
+                module.run(compose(root, [*arguments, *place]))
 
-        keyed = list(arguments)
+        cfg = compose(root, arguments)
+        for key in getattr(module, "NEUTRAL", ()):
+            OmegaConf.update(cfg, key, None, force_add=True)
+        config = OmegaConf.to_yaml(cfg, resolve=False)
         for result in inputs:
-            keyed = [a.replace(str(result.directory), result.key) for a in keyed]
-        config = {"script": script, "arguments": keyed}
-        return self.cache.step(step, call, config=config, inputs=tuple(inputs), files=tuple(files))
+            config = config.replace(str(result.directory), result.key)
+        return self.cache.step(
+            step,
+            call,
+            config={"script": script, "config": config.splitlines()},
+            inputs=tuple(inputs),
+            files=tuple(files),
+        )
 
 
 @dataclass(frozen=True)
@@ -101,27 +111,35 @@ def run(cfg: DictConfig) -> Path:
 def embed(commands: Commands, cfg: DictConfig) -> Features:
     """Train the encoder's heads, then embed every split that something later reads."""
     data_dir = Path(cfg.data.dir)
-    words = cfg.data.max_caption_words
-    cut = [] if words is None else [f"max_caption_words={words}"]
-    shards = sorted(data_dir.glob("*.tar"))
-    prepared = commands.run(
-        "prepare", "scripts/prepare_demo", [f"data_dir={data_dir}", *cut], files=shards
-    )
+    prepared = prepare(commands, cfg, data_dir)
+    captions = prepare(commands, cfg, data_dir, max_caption_words=cfg.data.max_caption_words)
     encoder = train_encoder(commands, cfg, data_dir)
     wanted = {"pretrain": "text", "tune": "image", "val": "both", "test": "both"}
     if "paired" in (cfg.setting, cfg.baseline):
         wanted["pretrain"] = "both"
     sets = {}
     for split, modality in wanted.items():
+        records = captions if split == "pretrain" else prepared
         arguments = [
             "encoder=clipart",
             f"encoder.path={encoder / 'encoder'}",
-            f"input={prepared / split}.json",
-            f"image_root={prepared / 'images'}",
+            f"input={records / split}.json",
+            f"image_root={records / 'images'}",
             f"modality={modality}",
         ]
-        sets[split] = commands.run(f"embed-{split}", "embed", arguments, [prepared, encoder])
+        sets[split] = commands.run(f"embed-{split}", "embed", arguments, [records, encoder])
     return Features(prepared, encoder, sets)
+
+
+def prepare(
+    commands: Commands, cfg: DictConfig, data_dir: Path, max_caption_words: int | None = None
+) -> Result:
+    """Pictures, conversations and captions, those of stage 1 cut to `max_caption_words`."""
+    arguments = [f"data_dir={data_dir}"]
+    if max_caption_words is not None:
+        arguments.append(f"max_caption_words={max_caption_words}")
+    shards = sorted(data_dir.glob("*.tar"))
+    return commands.run("prepare", "scripts/prepare_demo", arguments, files=shards)
 
 
 def train_encoder(commands: Commands, cfg: DictConfig, data_dir: Path) -> Result:
@@ -152,7 +170,8 @@ def follow(
 
     setting = cfg.settings[name]
     visual = setting.get("visual", "real")
-    seen = [f"data.visual={visual}", f"seed={cfg.seed}"]
+    seen = [f"data.visual={visual}", f"seed={cfg.seed}", f"logger={cfg.log_to}"]
+    seen.append(f"group={cfg.name}")
     aligned = None
     rows, inputs = features.images("pretrain"), [features.sets["pretrain"]]
     if setting.get("alignment"):

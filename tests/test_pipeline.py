@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from revision.pipeline import StepCache, step_key
+import revision.report.demo
+import scripts.pipeline as script
+from revision.config import compose
+from revision.pipeline import Result, StepCache, step_key
 
 
 def counting(log: Path):
@@ -75,3 +78,58 @@ def test_two_processes_share_one_computation(tmp_path: Path) -> None:
 
 def test_the_name_is_part_of_the_key() -> None:
     assert step_key("a", {}) != step_key("b", {})
+
+
+@pytest.fixture
+def keys_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The keys of a pipeline's steps, by name; nothing is run."""
+
+    def step(cache, name, run, *, config, inputs=(), files=()):
+        key = step_key(name, config, inputs, files)
+        seen.append((name, key))
+        return Result(name, tmp_path / "cache" / f"{name}-{key}", key, 0.0)
+
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(StepCache, "step", step)
+    monkeypatch.setattr(revision.report.demo, "write_demo", lambda run_dir, *_, **__: run_dir)
+    monkeypatch.setattr(script, "claim_directory", lambda *_, **__: None)
+
+    def keys(*overrides: str) -> dict[str, str]:
+        seen.clear()
+        script.run(compose("pipeline", ["baseline=null", *overrides]))
+        return dict(seen)
+
+    return keys
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if after[name] != before[name]}
+
+
+def test_a_sweep_over_the_number_of_captions_trains_and_scores_only(keys_of) -> None:
+    trained = {"pretrain", "evaluate-pretrain", "sft", "evaluate-sft", "evaluate-sft-questions"}
+    assert changed(keys_of(), keys_of("data.num_samples=100")) == trained
+
+
+def test_a_sweep_over_caption_length_leaves_encoder_and_pictures_alone(keys_of) -> None:
+    again = changed(keys_of(), keys_of("data.max_caption_words=4"))
+    assert {"embed-pretrain", "align-realign", "pretrain"} <= again
+    assert not again & {"encoder", "towers-contrastive", "embed-tune", "embed-val", "embed-test"}
+
+
+def test_what_changes_no_result_changes_no_key(keys_of) -> None:
+    neutral = ["log_to=wandb", "name=other", "more.pretrain=['checkpoint_minutes=3']"]
+    assert not changed(keys_of(), keys_of(*neutral))
+
+
+def test_a_changed_default_of_a_stage_reaches_its_key(keys_of, monkeypatch) -> None:
+    before = keys_of()
+
+    def edited(root, overrides=()):
+        cfg = compose(root, overrides)
+        if root == "train" and "stage=sft" in overrides:
+            cfg.stage.max_length = 77  # as if conf/stage/sft.yaml had been edited
+        return cfg
+
+    monkeypatch.setattr(script, "compose", edited)
+    assert changed(before, keys_of()) == {"sft", "evaluate-sft", "evaluate-sft-questions"}

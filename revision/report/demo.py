@@ -7,6 +7,8 @@ and links the ones that people want (`model`, `encoder`, `alignment`).
 import json
 import os
 import platform
+import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from revision.report.page import (
     score_tile,
 )
 from revision.report.tables import Table
+from revision.training.provenance import commit
 
 STAGE_TITLES = {
     "pretrain": "Stage 1: projector, text only",
@@ -72,7 +75,9 @@ def write_demo(
     _link(run_dir / "model", trails[-1].stages[-1].trained / "model")
     if trails[-1].aligned is not None:
         _link(run_dir / "alignment", trails[-1].aligned / "alignment")
-    report = _report(run_dir, trails, rows, image_root, steps, facts)
+    answers = answer_section(_evaluations(trails), image_root=image_root)
+    _print_answers(answers)
+    report = _report(run_dir, trails, rows, answers, steps, {**facts, **_machine()})
     path = write_report(run_dir / "report.html", report)
     print(f"\n{run_dir / 'results.json'}: {len(rows)} rows")
     print(f"{path}: the report ({seconds:.0f} s for this run)")
@@ -87,7 +92,7 @@ def _report(
     run_dir: Path,
     trails: Sequence[Trail],
     rows: Sequence[Row],
-    image_root: Path,
+    answers: Section,
     steps: Sequence[Result],
     facts: Mapping[str, str],
 ) -> Report:
@@ -96,12 +101,7 @@ def _report(
     sections = [gap_section(aligned)] if aligned else []
     sections.append(loss_section(_curves(trails)))
     sections.append(score_section(rows))
-    said = {
-        f"{t.setting} after {stage.name}": stage.evaluated[0].directory
-        for t in trails
-        for stage in t.stages[-1:]
-    }
-    sections.append(answer_section(said, image_root=image_root))
+    sections.append(answers)
     sections.append(_time_section(steps))
     return Report(
         title=f"{run_dir.name}: a language model that learned to see from text",
@@ -111,8 +111,37 @@ def _report(
         ),
         sections=sections,
         tiles=_tiles(last, rows),
-        facts={**facts, "machine": platform.machine(), "Python": platform.python_version()},
+        facts=facts,
     )
+
+
+def _evaluations(trails: Sequence[Trail]) -> dict[str, Path]:
+    """The captions that each setting wrote after its last stage."""
+    return {
+        f"{trail.setting} after {stage.name}": stage.evaluated[0].directory
+        for trail in trails
+        for stage in trail.stages[-1:]
+    }
+
+
+def _print_answers(section: Section) -> None:
+    for answer in section.answers:
+        print(f"\n{answer.name}: {answer.question}")
+        for name, text in answer.said.items():
+            print(f"  {name}: {text}")
+        print(f"  its caption: {answer.reference}")
+
+
+def _machine() -> dict[str, str]:
+    """Where and when these numbers came about."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    processor = model.group(1) if model else platform.machine()
+    return {
+        "machine": f"{os.cpu_count()} x {processor}",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit() or "unknown",
+        "Python": platform.python_version(),
+    }
 
 
 def _tiles(last: Trail, rows: Sequence[Row]) -> list[Tile]:

@@ -53,6 +53,7 @@ class Answer:
     question: str
     said: Mapping[str, str]
     reference: str
+    name: str = ""
 
 
 @dataclass(frozen=True)

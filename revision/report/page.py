@@ -112,6 +112,7 @@ def answer_section(
             line["prompt"],
             line["answers"],
             line["reference"],
+            name=Path(str(line["images"][0])).name,
         )
         for line in chosen
     ]

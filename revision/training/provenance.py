@@ -69,12 +69,12 @@ def provenance(config: Any, digests: Mapping[str, str]) -> dict[str, Any]:
     return {
         "config": config,
         "inputs": dict(digests),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {package: version(package) for package in _PACKAGES},
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Of this checkout, if it is one; marked where files differ from it."""
     root = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
