@@ -77,9 +77,10 @@ def create_environment() -> None:
 
 
 def install_torch() -> None:
-    if succeeds(PYTHON, "-c", f"import torch; assert torch.__version__[:6] == '{TORCH_VERSION}'"):
+    gpu = has_nvidia_gpu()
+    if has_torch(cuda=gpu):
         return
-    if has_nvidia_gpu():
+    if gpu:
         say(f"NVIDIA GPU found: torch {TORCH_VERSION} with CUDA")
         pip("install", f"torch=={TORCH_VERSION},!={TORCH_VERSION}+cpu")
         return
@@ -95,6 +96,12 @@ def install_torch() -> None:
     say("WARNING: and 7 GB on disk. It works without a GPU. To avoid it, give pip a CPU wheel of")
     say(f"WARNING: torch {TORCH_VERSION} (PIP_FIND_LINKS=<folder>) and run this again.")
     pip("install", f"torch=={TORCH_VERSION}")
+
+
+def has_torch(*, cuda: bool) -> bool:
+    """Whether the pinned torch is there; `cuda`: and serves a GPU, which a CPU build does not."""
+    probe = f"import torch; assert torch.__version__[:6] == '{TORCH_VERSION}'"
+    return succeeds(PYTHON, "-c", probe + "; assert torch.version.cuda" * cuda)
 
 
 def install_rest() -> None:

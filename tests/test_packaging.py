@@ -74,6 +74,32 @@ def test_the_installer_and_the_constraints_agree_on_torch():
     assert {constraints(python)["torch"] for python in PYTHONS} == {installer.TORCH_VERSION}
 
 
+@pytest.mark.parametrize(
+    ("build", "gpu", "requirement"),
+    [
+        (("2.13.0+cpu", None), False, None),
+        (("2.13.0+cpu", None), True, "torch==2.13.0,!=2.13.0+cpu"),
+        (("2.13.0", "12.6"), True, None),
+        (("2.12.1", "12.6"), True, "torch==2.13.0,!=2.13.0+cpu"),
+        (("2.12.1", None), False, "torch==2.13.0+cpu"),
+    ],
+)
+def test_a_gpu_that_is_added_later_gets_a_torch_with_cuda(
+    build, gpu, requirement, tmp_path, monkeypatch
+):
+    installer = load_script("install")
+    version, cuda = build
+    stand_in = f"__version__ = {version!r}\n\nclass version:\n    cuda = {cuda!r}\n"
+    (tmp_path / "torch.py").write_text(stand_in)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(installer, "PYTHON", sys.executable)
+    monkeypatch.setattr(installer, "has_nvidia_gpu", lambda: gpu)
+    asked = []
+    monkeypatch.setattr(installer, "pip", lambda *words, **_: asked.append(words) or True)
+    installer.install_torch()
+    assert asked == ([("install", requirement)] if requirement else [])
+
+
 def test_no_dependency_is_missing_from_pyproject():
     """What the package imports is installed with it (or is a weight package, or its own)."""
     names = {"pil": "pillow", "hydra": "hydra-core", "efficientnet-lite-pytorch": None}
