@@ -10,7 +10,6 @@ Departs from the public readers in that parts are read in numeric order, duplica
 go to `quarantine.jsonl`, and no file that is not a list of records is taken for data.
 """
 
-import hashlib
 import pickle
 import re
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ import torch
 from revision.alignment.base import AlignmentMap
 from revision.alignment.realign import ReAlign
 from revision.alignment.storage import alignment_digest, load_alignment, save_alignment
-from revision.files import claim, explained, replacing
+from revision.files import claim, explained, file_digest, replacing
 from revision.pickles import read_pickle
 from revision.progress import track
 from revision.records import Record, Rejection, SeenIds
@@ -71,7 +70,7 @@ def import_pickles(
         save_alignment(alignment, output_dir / "alignment", {"imported": STATS_NAME})
         output_dir = output_dir / "shards"
     chosen = _kind_of(files[0]) if kind == "auto" else _as_kind(kind)
-    digests = {file.name: _file_digest(file) for file in track(files, "digest pickles")}
+    digests = {file.name: file_digest(file) for file in track(files, "digest pickles")}
     claim(output_dir, {"files": digests, "kind": chosen, "rows_per_shard": rows_per_shard})
     entries = _entries(files, chosen)
     num_shards = 0
@@ -112,14 +111,6 @@ def _identity(alignment: AlignmentMap | None, files: list[Path]) -> dict[str, An
     if all(file.stem.endswith("_trace") for file in files):  # the name embed_ReAlign.py gives
         return {"name": "realign", "options": {}, "sha256": "unknown"}
     return None
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _read_list(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ that a killed run leaves nothing that a later one could mistake for a result.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -108,6 +109,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all."""
     with replacing(path) as file, explained(path):
         file.write(content)
+
+
+def file_digest(*paths: Path) -> str:
+    """SHA-256 of a file's content, or of several contents one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def claim(directory: Path, plan: dict[str, Any]) -> None:

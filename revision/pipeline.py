@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from revision.files import write_bytes
+from revision.files import file_digest, write_bytes
 
 DONE_NAME = "done.json"
 KEY_DIGITS = 10
@@ -89,18 +89,10 @@ def step_key(
         "name": name,
         "config": dict(config),
         "inputs": [result.key for result in inputs],
-        "files": [_file_digest(path) for path in files],
+        "files": [file_digest(path) for path in files],
     }
     canonical = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_DIGITS]
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -4,10 +4,8 @@ The result is a feature set like its input (same records, same blocks, float32 u
 header names the alignment. Applying on the fly instead, `alignment(rows)`, gives the same bits.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +13,11 @@ import torch
 from revision.alignment.base import AlignmentMap
 from revision.alignment.moments import bad_rows, one_thread
 from revision.alignment.storage import alignment_digest
-from revision.files import write_bytes
+from revision.files import claim
 from revision.progress import track
 from revision.records import Record, Rejection
 from revision.shards import Header, ShardReader, ShardWriter, read_header, shard_name, write_header
 
-PLAN_NAME = "plan.json"
 NO_DIRECTION = "feature row is zero or not finite"
 
 
@@ -44,7 +41,7 @@ def apply_alignment(alignment: AlignmentMap, source_dir: Path, output_dir: Path)
         "options": alignment.options(),
         "sha256": alignment_digest(alignment),
     }
-    _claim(output_dir, {"alignment": identity, "source": _digests(reader.header)})
+    claim(output_dir, {"alignment": identity, "source": _digests(reader.header)})
     if (output_dir / "header.json").exists():
         return read_header(output_dir)
     for index, shard in enumerate(track(reader.header.shards, f"align ({alignment.name})")):
@@ -104,18 +101,3 @@ def _rejection(reader: ShardReader, block: int, row: int, record: Record) -> Rej
 
 def _digests(header: Header) -> dict[str, str]:
     return {shard.name: shard.sha256 for shard in header.shards}
-
-
-def _claim(directory: Path, plan: dict[str, Any]) -> None:
-    """Record what `directory` will hold, or check that it is what is recorded there."""
-    path = directory / PLAN_NAME
-    if not path.exists():
-        write_bytes(path, json.dumps(plan, indent=2).encode() + b"\n")
-        return
-    recorded = json.loads(path.read_text())
-    differing = [key for key in plan if recorded.get(key) != plan[key]]
-    if differing:
-        raise ValueError(
-            f"{directory} holds aligned shards of another {' and another '.join(differing)}; "
-            "choose another output directory, or delete this one"
-        )

@@ -110,13 +110,8 @@ def _rejections(
 def _are_pairs(sets: FeatureSets) -> bool:
     if sets.source.num_rows != sets.target.num_rows:
         return False
-    return all(a == b for a, b in zip(*map(_row_ids, sets), strict=True))
-
-
-def _row_ids(reader: ShardReader) -> Iterator[str]:
-    for block in range(len(reader.blocks)):
-        for record, count in zip(reader.records(block), reader.row_counts(block), strict=True):
-            yield from [record.id] * int(count)
+    pairs = zip(sets.source.row_ids(), sets.target.row_ids(), strict=True)
+    return all(source == target for source, target in pairs)
 
 
 def _inputs(

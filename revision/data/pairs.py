@@ -6,7 +6,7 @@ row once, because a shift by one row would train an encoder on wrong pairs witho
 Letters: n pairs of a batch, D_v and D_t the widths of the two sets.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -87,17 +87,10 @@ def _check_pairs(image: ShardReader, text: ShardReader) -> None:
             f"{image.directory} has {image.num_rows} rows and {text.directory} has "
             f"{text.num_rows}; embed both sides of the same records"
         )
-    pairs = zip_longest(_row_ids(image), _row_ids(text))
+    pairs = zip_longest(image.row_ids(), text.row_ids())
     for row, (image_id, text_id) in enumerate(pairs):
         if image_id != text_id:
             raise ValueError(
                 f"row {row} is record {image_id!r} in {image.directory} and {text_id!r} in "
                 f"{text.directory}; embed both sides of the same records"
             )
-
-
-def _row_ids(reader: ShardReader) -> Iterator[str]:
-    for block in range(len(reader.blocks)):
-        counts = reader.row_counts(block)
-        for record, count in zip(reader.records(block), counts, strict=True):
-            yield from [record.id] * int(count)

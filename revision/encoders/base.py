@@ -22,6 +22,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from revision.files import file_digest
+
 Side = Literal["image", "text"]
 
 _DIGESTED = {".json", ".safetensors", ".bin", ".txt", ".model"}
@@ -97,13 +99,4 @@ def directory_digest(directory: Path) -> str:
     for path in sorted(p for p in directory.rglob("*") if p.suffix in _DIGESTED and p.is_file()):
         digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
         digest.update(file_digest(path).encode())
-    return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of one file, read in pieces of a mebibyte."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
     return digest.hexdigest()

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from revision.encoders.base import DualEncoder, Side, file_digest
-from revision.files import write_bytes
+from revision.encoders.base import DualEncoder, Side
+from revision.files import file_digest, write_bytes
 from revision.progress import track
 from revision.records import Record, Rejection, load_image, read_records
 from revision.records.formats import input_paths

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from revision.encoders.base import DualEncoder, file_digest
+from revision.encoders.base import DualEncoder
+from revision.files import file_digest
 from revision.records import Record, Rejection, load_image, read_records
 from revision.records.formats import input_paths
 from revision.shards import ShardReader

@@ -99,6 +99,12 @@ class ShardReader:
         """How many consecutive rows of the block belong to each record."""
         return np.array([fields.get("num_rows", 1) for fields in self._lines(block)], np.int64)
 
+    def row_ids(self) -> Iterator[str]:
+        """The id of the record that each row belongs to, in the order of the rows."""
+        for block in range(len(self.blocks)):
+            for record, count in zip(self.records(block), self.row_counts(block), strict=True):
+                yield from [record.id] * int(count)
+
     def iter_rows(self, batch_rows: int = GRID_ROWS) -> Iterator[Rows]:
         """All rows in order, in batches of `batch_rows` whatever the blocks are (the last less)."""
         pending: list[np.ndarray] = []

@@ -4,7 +4,6 @@ The digests are recorded when a run begins and compared when it continues: the s
 other data behind it would otherwise give a result that is half of one and half of the other.
 """
 
-import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from revision.files import write_bytes
+from revision.files import file_digest, write_bytes
 
 INPUTS = "inputs.json"
 _DESCRIBING = ("header.json", "config.json", "provenance.json", "projector.safetensors")
@@ -36,12 +35,7 @@ def input_digests(paths: Mapping[str, str | Path | None]) -> dict[str, str]:
         if not path.exists():
             raise ValueError(f"{name}={given} does not exist; correct the path")
         files = [path / member for member in _DESCRIBING] if path.is_dir() else [path]
-        digest = hashlib.sha256()
-        for file in filter(Path.is_file, files):
-            with file.open("rb") as content:
-                while piece := content.read(1 << 20):
-                    digest.update(piece)
-        digests[name] = digest.hexdigest()
+        digests[name] = file_digest(*filter(Path.is_file, files))
     return digests
 
 

@@ -68,10 +68,10 @@ def test_another_map_or_source_is_refused(tmp_path, sets, text, image, alignment
     apply_alignment(alignment, sets[0], tmp_path / "out")
     shift = MeanShift()
     shift.fit(moments_of([text]), moments_of([image]), lambda: [text])
-    with pytest.raises(ValueError, match="aligned shards of another alignment"):
+    with pytest.raises(ValueError, match="begun with other alignment"):
         apply_alignment(shift, sets[0], tmp_path / "out")
     other = write_set(tmp_path / "other", text[:100], "text")
-    with pytest.raises(ValueError, match="aligned shards of another source"):
+    with pytest.raises(ValueError, match="begun with other source"):
         apply_alignment(alignment, other, tmp_path / "out")
 
 
