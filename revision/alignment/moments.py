@@ -56,7 +56,11 @@ class Moments:
         return self.count + len(self.rejected)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of these rows followed by `other`'s: equal to one pass up to rounding."""
+        """Moments of these rows followed by `other`'s: equal to one pass up to rounding.
+
+        For corpora that lie apart, each with a pass of its own. No command of this repository
+        calls it: `fit_alignment` makes one pass over one set, whose bits are reproducible.
+        """
         if self.mean.shape != other.mean.shape:
             raise ValueError(
                 f"moments of width {len(self.mean)} and {len(other.mean)} do not add up; "

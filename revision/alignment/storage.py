@@ -28,7 +28,7 @@ MAPS: dict[str, type[AlignmentMap]] = {m.name: m for m in (NoAlignment, MeanShif
 def save_alignment(
     alignment: AlignmentMap, directory: Path, provenance: dict[str, Any] | None = None
 ) -> None:
-    """Write a fitted map; `provenance` tells what it was fitted on (see `feature_set_card`)."""
+    """Write a fitted map; `provenance` tells what it was fitted on (see `fit_alignment`)."""
     content = _tensors(alignment)
     card = {
         "schema_version": SCHEMA_VERSION,
@@ -112,8 +112,8 @@ def statistics(alignment: AlignmentMap) -> dict[str, int | float]:
     }
 
 
-def feature_set_card(header: Header, rejected: tuple[int, ...] = ()) -> dict[str, Any]:
-    """What identifies a feature set in a provenance; `rejected` are positions of its bad rows."""
+def feature_set_card(header: Header) -> dict[str, Any]:
+    """What identifies a feature set in a provenance."""
     return {
         "kind": header.kind,
         "num_rows": header.num_rows,
@@ -121,7 +121,6 @@ def feature_set_card(header: Header, rejected: tuple[int, ...] = ()) -> dict[str
         "encoder": header.encoder,
         "source": header.source,
         "shards": {shard.name: shard.sha256 for shard in header.shards},
-        "rejected_rows": list(rejected),
     }
 
 

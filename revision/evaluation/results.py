@@ -1,8 +1,8 @@
 """Result rows: the one table that the demo, the study and every evaluation write.
 
 A results file is a JSON list of `{setting, stage, seed, split, metric, value}`. The first five
-fields are the key: writing a key again replaces its value, so a step that runs twice leaves the
-file as it was. A score with an interval takes three rows: `m`, `m_low` and `m_high`.
+fields are the key: where tables are merged, the later value of a key wins. A score with an
+interval takes three rows: `m`, `m_low` and `m_high`.
 """
 
 import json
@@ -82,14 +82,6 @@ def write_results(path: Path, rows: Iterable[Row]) -> None:
     """Replace the file at once: a reader sees the old table or the new one."""
     lines = ",\n".join("  " + json.dumps(asdict(row), allow_nan=False) for row in rows)
     write_bytes(Path(path), f"[\n{lines}\n]\n".encode())
-
-
-def add_results(path: Path, rows: Iterable[Row]) -> list[Row]:
-    """Merge rows into the file, which may not exist yet, and return the whole table."""
-    path = Path(path)
-    table = merge(read_results(path) if path.exists() else [], rows)
-    write_results(path, table)
-    return table
 
 
 def over_seeds(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], Spread]:
