@@ -1,10 +1,10 @@
 """Evaluate a model directory on held-out records, with and without their images.
 
-    python scripts/evaluate.py model=runs/demo/model input=runs/demo/test output_dir=runs/demo/eval
+    python scripts/evaluate.py model=runs/demo/model input=runs/held_out/images output_dir=runs/eval
 
 writes `predictions.jsonl` (one line per question, appended as it goes), `metrics.json` (scores
-with intervals) and `results.json` (result rows), and prints the table. Run again, it continues or
-prints what it found.
+with intervals) and `results.json` (result rows), and prints the table. `input` is what `embed.py
+modality=image` wrote, or records. Run again, it continues or prints what it found.
 """
 
 from pathlib import Path
@@ -44,6 +44,7 @@ def run(cfg: DictConfig) -> Path:
     plan = {
         "model": model_digest(Path(cfg.model)),
         "input": input_digest(source),
+        "image_root": cfg.image_root,
         "template": cfg.template,
         "dtype": str(dtype),
         **vars(settings),

@@ -10,15 +10,25 @@ from typing import Any
 from revision.evaluation.metrics import Score
 from revision.files import explained, write_bytes
 
+RESULTS = ("predictions.jsonl", "metrics.json")
+
 Scores = dict[str, dict[str, Score]]
 """Scores by name for each visual condition, and for `chance`."""
 
 
 def claim(output_dir: Path, plan: Mapping[str, Any]) -> None:
-    """Record what is evaluated in `output_dir`, or check that it is the same as recorded."""
+    """Record what is evaluated in `output_dir`, or check that it is the same as recorded.
+
+    Raises ValueError when it is another evaluation, or one that nothing says anything about.
+    """
     path = output_dir / "plan.json"
     plan = json.loads(json.dumps(dict(plan)))
     if not path.exists():
+        if found := [name for name in RESULTS if (output_dir / name).exists()]:
+            raise ValueError(
+                f"{output_dir} holds {' and '.join(found)} but no plan.json that says of which "
+                "model and data; choose another output_dir, or delete it to evaluate again"
+            )
         write_bytes(path, json.dumps(plan, indent=2).encode())
         return
     recorded = json.loads(path.read_text(encoding="utf-8"))
@@ -88,8 +98,8 @@ def read_scores(output_dir: Path) -> Scores:
 def finished_scores(output_dir: Path, plan: Mapping[str, Any]) -> Scores | None:
     """The scores in `output_dir` if this plan was carried out there, None if work is left.
 
-    Raises ValueError when another plan owns the directory.
+    Raises ValueError when another plan owns the directory, or results lie there without one.
     """
-    if (output_dir / "plan.json").exists():
+    if any((output_dir / name).exists() for name in ("plan.json", *RESULTS)):
         claim(output_dir, plan)
     return read_scores(output_dir) if (output_dir / "metrics.json").exists() else None

@@ -89,6 +89,18 @@ def test_a_finished_run_is_read_back_without_a_model(model, features, tmp_path):
     assert finished_scores(tmp_path / "out", {"model": "a"}) == scores
 
 
+@pytest.mark.parametrize("left", ["predictions.jsonl", "metrics.json"])
+def test_results_without_a_plan_are_nobodys(model, features, tmp_path, left):
+    run(model, features, tmp_path / "out")
+    for file in (tmp_path / "out").iterdir():
+        if file.name != left:
+            file.unlink()
+    with pytest.raises(ValueError, match=f"holds {left} but no plan.json"):
+        finished_scores(tmp_path / "out", {"model": "a"})
+    with pytest.raises(ValueError, match=f"holds {left} but no plan.json"):
+        run(model, features, tmp_path / "out")
+
+
 def test_another_plan_is_refused_by_name(model, features, tmp_path):
     run(model, features, tmp_path / "out")
     with pytest.raises(ValueError, match=r"another evaluation \(model: 'a' -> 'b'\)"):
