@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from revision import files
+from revision.config import compose
 from revision.records import Record, Rejection
 from revision.shards import (
     ShardReader,
@@ -24,6 +26,7 @@ from revision.shards import (
     verify,
     write_header,
 )
+from scripts import verify as verify_script
 
 DIM = 6
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -338,12 +341,33 @@ def test_a_truncated_shard_is_refused(feature_set, lost):
         ShardReader(feature_set)
 
 
-def test_verify_sees_a_changed_byte(feature_set):
+def blank_a_row(feature_set: Path) -> None:
     path = feature_set / "00001.tar"
     offset = ShardReader(feature_set).features(2).offset
     content = bytearray(path.read_bytes())
     content[offset : offset + 4 * DIM] = b"\0" * (4 * DIM)
     path.write_bytes(content)
+
+
+def test_the_verify_command_says_in_one_line_that_all_is_well(feature_set, capsys):
+    verify_script.run(compose("verify", [f"input={feature_set}"]))
+    [line] = capsys.readouterr().out.splitlines()
+    assert "fine; 9 text rows of width 6 in 2 shards, 2 records in quarantine" in line
+
+
+def test_the_verify_command_fails_on_a_damaged_set(feature_set):
+    blank_a_row(feature_set)
+    command = [sys.executable, str(REPOSITORY / "scripts" / "verify.py"), f"input={feature_set}"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 1
+    assert "00001.tar block 0: 1 of 4 rows are zero" in ended.stdout
+    assert ended.stderr.startswith("error: ") and "2 problems" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_verify_sees_a_changed_byte(feature_set):
+    blank_a_row(feature_set)
     problems = verify(feature_set)
     assert any("sha256" in problem for problem in problems)
     assert any("00001.tar block 0: 1 of 4 rows are zero" in problem for problem in problems)
