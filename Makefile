@@ -31,7 +31,7 @@ check: install  ## formatting, lint, types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
 
-bench: install  ## benchmarks/*.md are made from these
+bench: install  ## measures alignment on this machine, against a plain implementation
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(RUN) $$file || exit 1; done
 
 docs: install  ## tables and figures of README and docs/ from benchmarks/*.json

@@ -1,4 +1,7 @@
-"""The commands of README and docs compose: every key and every choice that they name exists."""
+"""The commands of README and docs compose: every key and every choice that they name exists.
+
+So does every file that they link to, and every page that a config points to.
+"""
 
 import re
 import shlex
@@ -39,3 +42,29 @@ def test_a_command_composes(page: str, script: str, arguments: list[str]) -> Non
     if script == "train.py" and not any(a.startswith("name=") for a in single):
         single.append("name=x")
     assert compose(Path(script).stem, single)
+
+
+LINKS = [
+    (page, link.split("#")[0])
+    for page in PAGES
+    for link in re.findall(r"\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"", page.read_text())
+    for link in filter(None, link)
+    if not re.match(r"[a-z]+:|#", link)
+]
+
+
+def test_links_are_found() -> None:
+    assert len(LINKS) >= 8
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda part: getattr(part, "name", part))
+def test_a_link_leads_to_a_file(page: Path, link: str) -> None:
+    assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_pages_that_configs_point_to_exist() -> None:
+    texts = {path: path.read_text() for path in (ROOT / "conf").rglob("*.yaml")}
+    named = {(path, page) for path, t in texts.items() for page in re.findall(r"docs/\w+\.\w+", t)}
+    assert named
+    for path, page in named:
+        assert (ROOT / page).is_file(), f"{path} names {page}"
