@@ -8,7 +8,9 @@ interruption; what cannot be embedded is listed in `quarantine.jsonl` beside the
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from revision.config import build, entry
 
@@ -16,6 +18,18 @@ from revision.config import build, entry
 def run(cfg: DictConfig) -> Path:
     """Embed as `conf/embed.yaml` says; returns the output directory."""
     # torch and transformers take seconds to import: not before the config has been composed.
+    from revision.training.launch import in_own_processes, needs_own_processes, num_local_processes
+
+    num_processes = num_local_processes(cfg.accelerator, cfg.devices)
+    is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if needs_own_processes(num_processes, is_sweep=is_sweep, script=__file__):
+        in_own_processes(__file__, OmegaConf.to_yaml(cfg, resolve=True))
+    else:
+        _embed(cfg)
+    return Path(cfg.output_dir)
+
+
+def _embed(cfg: DictConfig) -> None:
     from revision.encoders.embedding import embed_records
 
     embed_records(
@@ -33,7 +47,6 @@ def run(cfg: DictConfig) -> Path:
         devices=cfg.devices,
         num_nodes=cfg.num_nodes,
     )
-    return Path(cfg.output_dir)
 
 
 main = entry(run, "embed")

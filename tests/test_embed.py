@@ -99,6 +99,26 @@ def test_a_user_error_ends_with_one_line_and_status_1(encoder_dir, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_several_devices_inside_another_script_start_embed_itself(tmp_path, monkeypatch):
+    """Lightning would start the other processes by repeating pytest's command line."""
+    started = []
+    monkeypatch.setattr(
+        "revision.training.launch.in_own_processes", lambda *what: started.append(what)
+    )
+    cfg = compose("embed", overrides("clip", tmp_path / "a.json", tmp_path / "out", "devices=2"))
+    assert embed.run(cfg) == tmp_path / "out"
+    [(script, text)] = started
+    assert Path(script) == ROOT / "embed.py"
+    assert OmegaConf.create(text) == cfg
+
+
+@pytest.mark.slow
+def test_another_script_may_embed_with_two_processes(encoder_dir, input, tmp_path):
+    cfg = compose("embed", overrides(encoder_dir, input, tmp_path / "out", "devices=2"))
+    out = embed.run(cfg)
+    assert ShardReader(out / "images").num_rows == 10
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_same_sets_as_one(encoder_dir, input, tmp_path):
     for devices in (1, 2):
