@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,7 +43,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 os.fsync(file.fileno())
         with explained(path):
             temporary.replace(path)
-            _fsync_directory(path.parent)
+            _fsync(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -85,6 +86,28 @@ def saving(directory: Path) -> Iterator[None]:
             yield
     except SafetensorError as error:
         raise ValueError(_explanation(directory, _as_os_error(error))) from error
+
+
+@contextmanager
+def replacing_directory(directory: Path) -> Iterator[Path]:
+    """Yield an empty directory that appears as `directory` when the block ends without an
+    exception; what stood there is replaced in one step, and kept otherwise.
+
+    Raises:
+        ValueError: as `saving` does.
+    """
+    with saving(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{directory.name}-"
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=directory.parent) as work:
+            new = Path(work) / "new"
+            new.mkdir()
+            yield new
+            _fsync_tree(new)
+            if directory.exists():
+                directory.rename(Path(work) / "old")
+            new.rename(directory)
+        _fsync(directory.parent)
 
 
 def _as_os_error(error: Exception) -> OSError:
@@ -146,8 +169,13 @@ def remove_leftovers(directory: Path, name: str = "") -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _fsync_tree(directory: Path) -> None:
+    for path in [*directory.rglob("*"), directory]:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -16,7 +16,6 @@ an encoder that gives every row the same feature scores chance, not 100 %.
 Letters: v, t unit rows of pictures and texts; s logit scale; n pairs in a batch.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from revision.encoders.composed import ComposedDualEncoder, Head, TowerPair
-from revision.files import write_bytes
+from revision.files import replacing_directory, write_bytes
 from revision.models.loss import LossSum
 
 MAX_SCALE = 100.0  # CLIP's bound
@@ -84,13 +83,14 @@ def retrieval(
     text, a picture is found when any of its own texts is.
     """
     images, texts = images.float(), texts.float()
-    owner = torch.arange(len(images)) if owner is None else owner
+    numbers = torch.arange(len(images), device=images.device)
+    owner = numbers if owner is None else owner.to(images.device)
     if len(owner) != len(texts):
         raise ValueError(
             f"{len(texts)} texts but {len(owner)} owners for {len(images)} pictures: give "
             "`owner`, the row of the picture of every text"
         )
-    own = owner[None, :] == torch.arange(len(images))[:, None]
+    own = owner[None, :] == numbers[:, None]
     measured = {f"i2t_r{k}": r for k, r in _recall(images, texts, own).items()}
     measured |= {f"t2i_r{k}": r for k, r in _recall(texts, images, own.T).items()}
     return measured | {"gap": (images.mean(0) - texts.mean(0)).norm().item()}
@@ -123,8 +123,10 @@ def write_encoder(
 ) -> ComposedDualEncoder:
     """Write the trained heads and their towers as an encoder directory with a model card.
 
-    `training` says how the heads were trained and on what; `held_out` maps the name of a held-out
-    set to what `retrieval` measured on it (with `num_pairs`).
+    `training` holds `images`, `texts` (where the pairs came from), `num_pairs`, `duration` and
+    `batch_size`, and what else `config.json` shall record; `held_out` maps the name of a held-out
+    set to what `retrieval` measured on it (with `num_pairs`). What stood in `directory` is
+    replaced, in one step.
     """
     scale = heads.log_scale.exp().clamp(max=MAX_SCALE).item()
     kind = "learned" if heads.log_scale.requires_grad else "fixed"
@@ -133,15 +135,16 @@ def write_encoder(
         "held_out": held_out,
     }
     encoder = ComposedDualEncoder(towers, heads.image_head, heads.text_head, card=card)
-    encoder.save(directory)
-    write_bytes(directory / "README.md", model_card(encoder).encode())
+    with replacing_directory(directory) as new:
+        encoder.save(new)
+        write_bytes(new / "README.md", model_card(encoder).encode())
     return encoder
 
 
 def model_card(encoder: ComposedDualEncoder) -> str:
     """The card in Markdown: how the heads were trained, on what, retrieval and gap held out."""
     training, held_out = encoder.card["training"], encoder.card["held_out"]
-    facts = "\n".join(f"- {key.replace('_', ' ')}: {_plain(v)}" for key, v in training.items())
+    scale = f"{training['logit_scale_kind']} at {training['logit_scale']:g}"
     rows = "\n".join(_card_row(name, measured) for name, measured in held_out.items())
     return f"""# Composed dual encoder
 
@@ -149,7 +152,10 @@ EfficientNet-Lite0 and MiniLM (pretrained, frozen), joined by two linear heads w
 width {encoder.dim}. Pictures enter at {encoder.towers.image_size} pixels on a white square.
 
 ## How the heads were trained
-{facts}
+On {training["num_pairs"]:,} pairs of pictures (`{training["images"]}`) and captions
+(`{training["texts"]}`), for {training["duration"]}, in batches of {training["batch_size"]} pairs,
+which are each other's negatives, with the logit scale {scale}. The whole configuration, the commit
+and the versions stand under `card` in `config.json`.
 
 ## Held out
 Recall in per cent, one query at a time against all candidates; chance is 100 k / pairs. The gap is
@@ -169,7 +175,3 @@ def _card_row(name: str, measured: dict[str, float]) -> str:
     ]
     pairs = measured.get("num_pairs", math.nan)
     return f"| {name} | {pairs:.0f} | {ways[0]} | {ways[1]} | {measured['gap']:.3f} |"
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -15,6 +15,7 @@ from revision.encoders.composed import TowerPair
 from revision.encoders.contrastive import ContrastiveHeads, retrieval, write_encoder
 from revision.training.callbacks import log_metrics
 from revision.training.jobs import Build, check_encoder, data_plan, with_weights
+from revision.training.launch import num_local_processes
 
 
 class ContrastiveJob:
@@ -46,7 +47,20 @@ class ContrastiveJob:
         heads.log_scale.requires_grad_("log_scale" in weights)  # the card tells learned from fixed
         measured = self.retrieval(heads)
         held_out = {"validation": measured} if measured else {}
-        write_encoder(heads, self.towers, directory, training=provenance, held_out=held_out)
+        training = self._training() | provenance
+        write_encoder(heads, self.towers, directory, training=training, held_out=held_out)
+
+    def _training(self) -> dict[str, Any]:
+        """What the model card tells of it."""
+        data = self.data
+        images, texts = data.train_pair
+        return {
+            "images": str(images),
+            "texts": str(texts),
+            "num_pairs": data.num_samples or sum(data.sources[0].block_sizes),
+            "duration": f"{data.max_steps} steps" if data.max_steps else f"{data.epochs} epochs",
+            "batch_size": data.batch_size,
+        }
 
     @torch.no_grad()
     def retrieval(self, heads: ContrastiveHeads) -> dict[str, float]:
@@ -72,7 +86,9 @@ class Geometry(L.Callback):
 
 
 def contrastive_job(cfg: Any, build: Build) -> ContrastiveJob:
-    """Raises ValueError for features of other towers, or an encoder that is no pair of towers."""
+    """Raises ValueError for features of other towers, an encoder that is no pair of towers, or
+    batches that are divided."""
+    _check_batches_are_whole(cfg)
     towers = build(cfg.encoder)
     if not isinstance(towers, TowerPair):
         raise ValueError(
@@ -83,6 +99,17 @@ def contrastive_job(cfg: Any, build: Build) -> ContrastiveJob:
     for directory in data.train_pair:
         check_encoder(directory, towers)
     return ContrastiveJob(cfg, data, towers)
+
+
+def _check_batches_are_whole(cfg: Any) -> None:
+    processes = num_local_processes(cfg.accelerator, cfg.devices) * cfg.num_nodes
+    if cfg.stage.accumulate != 1 or processes != 1:
+        raise ValueError(
+            f"stage=contrastive compares the {cfg.stage.batch_size} pairs of one batch on one "
+            f"device, and got stage.accumulate={cfg.stage.accumulate} and {processes} processes, "
+            "which would add no negatives to it; set stage.accumulate=1, devices=1 and "
+            "num_nodes=1, and raise stage.batch_size"
+        )
 
 
 def _new_heads(cfg: Any, towers: TowerPair) -> ContrastiveHeads:

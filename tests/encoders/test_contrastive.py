@@ -1,14 +1,25 @@
 """Heads, their loss, retrieval and the model card."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch.nn import functional
 
 from revision.encoders.contrastive import ContrastiveHeads, retrieval, write_encoder
 from revision.encoders.load import load_encoder
 from tests.tiny_encoders import tiny_towers
+
+TRAINING = {
+    "images": "drawings/images",
+    "texts": "drawings/texts",
+    "num_pairs": 1040,
+    "duration": "3 epochs",
+    "batch_size": 8,
+    "config": {"seed": 0},
+}
 
 
 def pairs(count: int = 6) -> dict[str, torch.Tensor]:
@@ -86,6 +97,18 @@ def test_retrieval_refuses_unpaired_rows():
         retrieval(torch.eye(2), torch.eye(3)[:, :2])
 
 
+def test_retrieval_runs_on_the_device_of_the_rows():
+    rows, owner = functional.normalize(torch.arange(1.0, 7).view(3, 2)), torch.arange(3)
+    expected = retrieval(rows, rows), retrieval(rows, rows, owner)
+    with torch.device("meta"):  # where tensors go that name no device
+        assert (retrieval(rows, rows), retrieval(rows, rows, owner)) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_retrieval_takes_owners_from_the_cpu():
+    assert retrieval(torch.eye(2).cuda(), torch.eye(2).cuda(), torch.arange(2))["i2t_r1"] == 100
+
+
 def test_written_encoder_gives_the_heads_rows_and_a_card(tmp_path):
     towers = tiny_towers()
     torch.manual_seed(0)
@@ -95,16 +118,41 @@ def test_written_encoder_gives_the_heads_rows_and_a_card(tmp_path):
     written = write_encoder(
         trained,
         towers,
-        tmp_path,
-        training={"data": "40 drawings", "epochs": 3},
+        tmp_path / "encoder",
+        training=TRAINING,
         held_out={"drawings": rows},
     )
     texts = towers.text_inputs(["a red cat"])
     expected = trained.text_head(towers.encode_texts(texts))
-    again = load_encoder(tmp_path)
+    again = load_encoder(tmp_path / "encoder")
     torch.testing.assert_close(again.encode_texts(texts), expected)
     assert again.identity() == written.identity()
-    card = (tmp_path / "README.md").read_text()
-    assert "- data: 40 drawings" in card
-    assert "- logit scale: 50.0" in card
+    card = (tmp_path / "encoder/README.md").read_text()
+    prose = " ".join(card.split())
+    assert "On 1,040 pairs of pictures (`drawings/images`) and captions" in prose
+    assert "for 3 epochs, in batches of 8 pairs" in prose
+    assert "with the logit scale fixed at 50." in prose
+    assert "{" not in card
+    assert again.card["training"]["config"] == {"seed": 0}
     assert "| drawings | 40 | 12.5 / 20.0 / 30.0 | 11.5 / 21.0 / 31.0 | 0.800 |" in card
+
+
+def test_a_failed_write_leaves_no_encoder_and_the_old_one(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    heads, towers = ContrastiveHeads(image_dim=1280, text_dim=16, dim=8), tiny_towers()
+    write = partial(write_encoder, heads, towers, training=TRAINING, held_out={})
+    write(tmp_path / "old")
+    before = (tmp_path / "old/config.json").read_bytes()
+    monkeypatch.setattr("revision.encoders.composed.save_file", full)
+    for name in ("old", "new"):
+        with pytest.raises(ValueError, match=rf"{name}: cannot be written \(No space left"):
+            write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old/config.json").read_bytes() == before
+    monkeypatch.undo()
+    monkeypatch.setattr("revision.encoders.contrastive.model_card", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path / "new")  # its config.json was written before the card
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
