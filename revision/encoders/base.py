@@ -13,6 +13,7 @@ Letters: n pictures or texts in a batch, D width of the rows.
 """
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +23,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from revision.files import file_digest
+from revision.files import file_digest, write_bytes
 
 Side = Literal["image", "text"]
 
+IDENTITY = "identity.json"
 _DIGESTED = {".json", ".safetensors", ".bin", ".txt", ".model"}
 
 
@@ -64,7 +66,7 @@ class DualEncoder(nn.Module, ABC):
 
     @abstractmethod
     def save(self, directory: Path) -> None:
-        """Write a directory that `load_encoder` reads."""
+        """Write a directory that `load_encoder` reads, `write_identity` included."""
 
     def feature_dim(self, side: Side) -> int:
         """Width of the rows of one side; equal on both sides except for un-projected towers."""
@@ -93,10 +95,45 @@ def torch_dtype(name: str) -> torch.dtype:
     return known[name]
 
 
+def write_identity(encoder: DualEncoder, directory: Path) -> None:
+    """Note beside the saved `encoder` who it is.
+
+    An encoder from the hub is known by its id and commit, a saved copy would be known by the name
+    of its directory: the features made before would be refused beside the copy.
+    """
+    content = {"encoder": encoder.identity(), "files": f"sha256:{directory_digest(directory)}"}
+    write_bytes(directory / IDENTITY, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def read_identity(directory: Path) -> dict[str, Any]:
+    """What `write_identity` noted; empty where nothing was, or where the files changed since."""
+    path = directory / IDENTITY
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_bytes())
+    unchanged = content["files"] == f"sha256:{directory_digest(directory)}"
+    return content["encoder"] if unchanged else {}
+
+
+def check_same_encoder(features: Path, recorded: dict[str, Any], encoder: DualEncoder) -> None:
+    """Refuse features of one encoder (`recorded` in their header) beside another.
+
+    Raises:
+        ValueError: the identities differ; the model would be fed rows of another space.
+    """
+    own = encoder.identity()
+    if any(recorded.get(key) != value for key, value in own.items()):
+        raise ValueError(
+            f"{features} was made by another encoder, {recorded}, than the model's, {own}; "
+            "embed again with the model's encoder, or take the model of these features"
+        )
+
+
 def directory_digest(directory: Path) -> str:
     """SHA-256 over the weights, configs and vocabularies below `directory`, in name order."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.suffix in _DIGESTED and p.is_file()):
+    paths = (p for p in directory.rglob("*") if p.suffix in _DIGESTED and p.name != IDENTITY)
+    for path in sorted(filter(Path.is_file, paths)):
         digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
         digest.update(file_digest(path).encode())
     return digest.hexdigest()

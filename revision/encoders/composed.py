@@ -35,6 +35,7 @@ from revision.encoders.base import (
     Side,
     torch_dtype,
     unit_rows,
+    write_identity,
 )
 from revision.encoders.hf import text_limit
 from revision.files import write_bytes
@@ -109,6 +110,7 @@ class TowerPair(DualEncoder):
     def save(self, directory: Path) -> None:
         self._save_towers(directory)
         _write_config(directory, {"model_type": TOWERS, "image_size": self.image_size})
+        write_identity(self, directory)
 
     def _save_towers(self, directory: Path) -> None:
         (directory / "vision").mkdir(parents=True, exist_ok=True)
@@ -175,6 +177,7 @@ class ComposedDualEncoder(DualEncoder):
             directory,
             {"model_type": COMPOSED, "image_size": self.towers.image_size, "card": self.card},
         )
+        write_identity(self, directory)
 
 
 def fit_on_white(image: Image.Image, size: int) -> Image.Image:

@@ -25,8 +25,10 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from revision.encoders.base import (
     DualEncoder,
     directory_digest,
+    read_identity,
     torch_dtype,
     unit_rows,
+    write_identity,
 )
 
 PADDED_TO_FULL_LENGTH = ("siglip", "siglip2")
@@ -104,6 +106,7 @@ class HuggingFaceEncoder(DualEncoder):
     def save(self, directory: Path) -> None:
         for part in (self.model, self.tokenizer, self.image_processor):
             part.save_pretrained(directory)
+        write_identity(self, directory)
 
 
 def load_hugging_face(
@@ -117,15 +120,24 @@ def load_hugging_face(
     # torchvision has no CPU build on the package index: always take the Pillow processors, which
     # also gives the same pixels on every machine.
     image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **options)
-    is_local = Path(path).is_dir()
-    commit = getattr(model.config, "_commit_hash", None) or revision or "main"
+    name, version = _name_and_version(path, model, revision)
     return HuggingFaceEncoder(
         model,
         tokenizer,
         image_processor,
-        name=Path(path).resolve().name if is_local else path,
-        revision=f"sha256:{directory_digest(Path(path))}" if is_local else commit,
+        name=name,
+        revision=version,
     )
+
+
+def _name_and_version(path: str, model: Any, revision: str | None) -> tuple[str, str]:
+    """Of a hub id its commit; of a directory what it says it is a copy of, else its content."""
+    directory = Path(path)
+    if not directory.is_dir():
+        return path, getattr(model.config, "_commit_hash", None) or revision or "main"
+    if recorded := read_identity(directory):
+        return recorded["name"], recorded["revision"]
+    return directory.resolve().name, f"sha256:{directory_digest(directory)}"
 
 
 def _check_is_dual(model: Any, path: str) -> None:

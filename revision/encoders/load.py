@@ -6,7 +6,7 @@ What a directory holds is decided by `model_type` in its `config.json`, never by
 import json
 from pathlib import Path
 
-from revision.encoders.base import DualEncoder
+from revision.encoders.base import DualEncoder, read_identity
 from revision.encoders.composed import COMPOSED, TOWERS, load_composed
 from revision.encoders.hf import load_hugging_face
 
@@ -16,12 +16,14 @@ def load_encoder(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> DualEncoder:
     """Load an encoder, frozen and in evaluation mode.
 
     `path` is a directory (one of ours, or in the hub's layout) or a hub id; `revision` is the
     branch, tag or commit on the hub. `trust_remote_code` runs Python that comes with the model.
+    `dtype` changes the features a little, so it is part of the identity; None is that in which
+    the encoder was used when it was saved here, else float32.
 
     Raises:
         ValueError: nothing is there, the hub cannot be reached, or the model is no dual encoder.
@@ -29,11 +31,20 @@ def load_encoder(
     directory = Path(path)
     if directory.is_dir():
         model_type = _model_type(directory)
+        dtype = dtype or read_identity(directory).get("dtype")
         if model_type in (COMPOSED, TOWERS):
-            return load_composed(directory, dtype=dtype)
+            return load_composed(directory, dtype=dtype or "float32")
+    elif _looks_local(path):
+        raise ValueError(
+            f"encoder: there is no directory {str(path)!r}; run `make demo` first if it is the "
+            "demo's, or choose another with encoder=... (conf/encoder)"
+        )
     try:
         return load_hugging_face(
-            str(path), revision=revision, trust_remote_code=trust_remote_code, dtype=dtype
+            str(path),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype or "float32",
         )
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
@@ -42,6 +53,12 @@ def load_encoder(
             f"{reason}. Give an existing directory, or download the model on a machine with "
             "network access and give its directory"
         ) from error
+
+
+def _looks_local(path: str | Path) -> bool:
+    """A hub id is `name` or `owner/name`; anything else would only puzzle the hub."""
+    text = str(path)
+    return text.startswith(("/", ".", "~", "runs/")) or text.count("/") > 1
 
 
 def _model_type(directory: Path) -> str:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from revision.encoders.base import DualEncoder
+from revision.encoders.base import DualEncoder, check_same_encoder
 from revision.files import file_digest
 from revision.records import Record, Rejection, load_image, read_records
 from revision.records.formats import input_paths
@@ -89,11 +89,15 @@ def open_heldout(
 ) -> HeldOutSet:
     """The feature set in `path`, or the records of `path` with images encoded by `encoder`.
 
-    Raises ValueError when images have to be encoded and the model holds no encoder.
+    Raises ValueError when images have to be encoded and the model holds no encoder, or when the
+    rows of the feature set come from another encoder than `encoder`.
     """
     path = Path(path)
     if (path / "header.json").is_file():
-        return _feature_set(ShardReader(path))
+        reader = ShardReader(path)
+        if encoder is not None:
+            check_same_encoder(path, reader.header.encoder, encoder)
+        return _feature_set(reader)
     if encoder is None:
         raise ValueError(
             f"{path} holds images and the model directory holds no encoder; "

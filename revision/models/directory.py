@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from revision.encoders.base import write_identity
 from revision.encoders.load import load_encoder
 from revision.models.llava import LlavaModel
 from revision.models.llm import is_unchanged, load_llm
@@ -150,6 +151,7 @@ def _save_encoder(model: LlavaModel, directory: Path) -> None:
     trained = any(parameter.requires_grad for parameter in model.encoder.parameters())
     if model.encoder_dir is not None and not trained:
         link_tree(model.encoder_dir, directory)
+        write_identity(model.encoder, directory)
     else:
         model.encoder.save(directory)
 

@@ -10,6 +10,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from revision.encoders.base import unit_rows
 from revision.encoders.load import load_encoder
+from revision.models.directory import load_model, save_model
+from tests.evaluation.conftest import tiny_llava
 from tests.tiny_encoders import SAVED, save_clip
 
 TEXTS = ["a red cat", "the picture of a small blue car on the dog", "dog"]
@@ -101,6 +103,40 @@ def test_saved_and_loaded_again_is_the_same(encoder, tmp_path):
     assert torch.equal(again.image_inputs(pictures()[0]), pixels)
 
 
+def test_a_saved_encoder_keeps_its_identity(directory, encoder, tmp_path):
+    """As an encoder from the hub, whose id is no directory."""
+    encoder = load_encoder(directory, dtype="bfloat16")
+    encoder.name, encoder.revision = "openai/clip", "3d74acf"
+    encoder.save(tmp_path / "first")
+    again = load_encoder(tmp_path / "first")
+    assert again.identity() == encoder.identity()
+    again.save(tmp_path / "second")
+    assert load_encoder(tmp_path / "second").identity() == encoder.identity()
+    assert load_encoder(tmp_path / "first", dtype="float32").identity()["dtype"] == "float32"
+
+
+def test_a_changed_copy_loses_the_identity(encoder, tmp_path):
+    encoder.save(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0, 0, 0]}))
+    changed = load_encoder(tmp_path).identity()
+    assert changed["revision"] != encoder.identity()["revision"]
+    assert changed["name"] == tmp_path.name
+
+
+@pytest.mark.parametrize("from_directory", [False, True], ids=["saved", "linked"])
+def test_an_encoder_keeps_its_identity_in_a_model_directory(tmp_path, from_directory):
+    encoder = load_encoder(save_clip(tmp_path / "clip"))
+    model = tiny_llava(encoder, dim=encoder.dim)
+    model.encoder_dir = tmp_path / "clip" if from_directory else None
+    first = save_model(model, tmp_path / "first", provenance={})
+    loaded = load_model(first)
+    assert loaded.encoder.identity() == encoder.identity()
+    second = save_model(loaded, tmp_path / "second", provenance={})
+    assert load_model(second).encoder.identity() == encoder.identity()
+    assert not (tmp_path / "clip/identity.json").exists()
+
+
 def test_nothing_trains_and_train_mode_does_not_reach_it(encoder):
     torch.nn.ModuleList([encoder]).train()
     assert not any(module.training for module in encoder.modules())
@@ -143,3 +179,10 @@ def test_an_unreachable_hub_id_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="neither a local directory"):
         load_encoder("nobody/no-such-encoder")
+
+
+@pytest.mark.parametrize("path", ["runs/demo", "a/b/encoder", "/nowhere/at/all", "./encoder"])
+def test_an_absent_directory_is_not_looked_for_on_the_hub(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no directory '{path}'; run `make demo` first.*encoder="):
+        load_encoder(path)

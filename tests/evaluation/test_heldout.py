@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from revision.evaluation.heldout import input_digest, open_heldout, visual_rows
-from revision.records import load_image
-from revision.shards import ShardReader
+from revision.records import Record, load_image
+from revision.shards import ShardReader, ShardWriter, write_header
 from tests.tiny_encoders import tiny_composed
 
 COLOURS = ["red", "green", "blue"]
@@ -59,6 +59,19 @@ def test_what_is_refused_is_kept_and_a_missing_image_is_named(conversations):
 def test_images_without_an_encoder_are_refused(conversations):
     with pytest.raises(ValueError, match="the model directory holds no encoder"):
         open_heldout(conversations)
+
+
+def test_rows_of_another_encoder_than_the_models_are_refused(features, tmp_path):
+    encoder = tiny_composed()
+    both = r"made by another encoder, \{'name': 'tiny'\}, than the model's, \{'name': 'composed_"
+    with pytest.raises(ValueError, match=both):
+        open_heldout(features, encoder=encoder)
+    rows = np.eye(8, dtype=np.float32)
+    with ShardWriter(tmp_path / "own", 0, 8, "float32") as writer:
+        writer.add_block(rows, [Record(str(i), "a", (f"{i}.png",), ()) for i in range(8)])
+    own = {"kind": "image", "encoder": encoder.identity(), "source": {}, "num_shards": 1}
+    write_header(tmp_path / "own", **own)
+    assert len(open_heldout(tmp_path / "own", encoder=encoder).records) == 8
 
 
 def test_visual_conditions(features):
