@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from revision.data.index import build_index
+from revision.data.index import QUARANTINE, build_index
 from revision.data.pairs import PairedRows
 from revision.data.plan import EpochPlan, StepPlan
 from revision.data.sources import (
@@ -156,7 +157,7 @@ class VisualDataModule(PlannedDataModule):
             num_workers=num_workers,
             val_batch_size=val_batch_size,
         )
-        _check_one("data", shards, input)
+        _check_one("data.", shards, input)
         self.turns, self.encoder, self.alignment = turns, encoder, alignment
         self.train_data, self.val_data = (shards, input), (val_shards, val_input)
         self.image_root = None if image_root is None else Path(image_root)
@@ -166,7 +167,7 @@ class VisualDataModule(PlannedDataModule):
     def make_sources(self) -> tuple[SampleSource, SampleSource | None]:
         held_out = None
         if any(self.val_data):
-            _check_one("data.val", *self.val_data)
+            _check_one("data.val_", *self.val_data)
             held_out = self._source(*self.val_data, alignment=None, max_caption_words=None)
         cut = self.max_caption_words
         return self._source(
@@ -200,6 +201,11 @@ class VisualDataModule(PlannedDataModule):
         index = build_index(
             Path(input), self.index_root, image_root=self.image_root, check=check_record
         )
+        if index.num_rejected:
+            _tell(
+                f"{input}: {len(index)} records, {index.num_rejected} rejected, "
+                f"see {index.directory / QUARANTINE}"
+            )
         return ImageSource(
             index, self.turns, image_root=self.image_root, encoder=self.encoder, **options
         )
@@ -249,9 +255,15 @@ class PairedRowsDataModule(PlannedDataModule):
         return PairedRows(*self.train_pair), held_out
 
 
-def _check_one(name: str, shards: str | Path | None, input: str | Path | None) -> None:
+def _check_one(prefix: str, shards: str | Path | None, input: str | Path | None) -> None:
     if (shards is None) == (input is None):
         raise ValueError(
-            f"exactly one of {name}.shards (features) and {name}.input (pictures) must be given; "
-            f"got shards={shards!r}, input={input!r}"
+            f"exactly one of {prefix}shards (features) and {prefix}input (pictures) must be "
+            f"given; got shards={shards!r}, input={input!r}"
         )
+
+
+@rank_zero_only
+def _tell(message: str) -> None:
+    """Print on the first process."""
+    print(message, flush=True)

@@ -8,15 +8,18 @@
                                index.json        counts and what the index was made from
 
 The fingerprint covers the paths, sizes and times of the input's files, so a second run finds the
-index and a changed input gets a new one.
+index and a changed input gets a new one. It is written in a locked directory `.index-*`, so that
+the next build can tell what a killed one left from what another process is writing.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,9 @@ from PIL import Image
 from revision.progress import track
 from revision.records import Record, Rejection, input_paths, json_line, read_records
 
-_VERSION = 1
+QUARANTINE = "quarantine.jsonl"
+_VERSION = 2
+_UNFINISHED = ".index-"
 
 
 class RecordIndex:
@@ -72,13 +77,44 @@ def build_index(
     directory = index_root / _fingerprint(input, image_root)
     if not (directory / "index.json").exists():
         index_root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=index_root))
-        try:
+        with _unfinished(index_root) as temporary:
             _write(temporary, input, image_root, check)
             _publish(temporary, directory)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return RecordIndex(directory)
+
+
+@contextmanager
+def _unfinished(index_root: Path) -> Iterator[Path]:
+    """A directory to write in, gone afterwards; what killed writers left is removed first."""
+    with ExitStack() as held:
+        with _locked(index_root, wait=True):
+            for leftover in index_root.glob(f"{_UNFINISHED}*"):
+                _remove_if_dead(leftover)
+            temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=index_root))
+            held.callback(shutil.rmtree, temporary, ignore_errors=True)
+            held.enter_context(_locked(temporary))
+        yield temporary
+
+
+def _remove_if_dead(leftover: Path) -> None:
+    with suppress(FileNotFoundError), _locked(leftover) as is_dead:
+        if is_dead:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock that the system frees when this process dies; yields whether it was free."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            was_free = True
+        except OSError:  # somebody has it, or this file system knows no locks
+            was_free = False
+        yield was_free
+    finally:
+        os.close(descriptor)
 
 
 def _write(
@@ -88,7 +124,7 @@ def _write(
     with (
         (directory / "records.jsonl").open("wb") as records,
         (directory / "offsets.i64").open("wb") as offsets,
-        (directory / "quarantine.jsonl").open("wb") as quarantine,
+        (directory / QUARANTINE).open("wb") as quarantine,
     ):
         stream = read_records(input, side="image", image_root=image_root)
         for entry in track(stream, f"index {input.name}"):
@@ -102,7 +138,7 @@ def _write(
                 accepted += 1
         offsets.write(np.int64(records.tell()).tobytes())
     if not accepted:
-        first = (directory / "quarantine.jsonl").read_text().partition("\n")[0]
+        first = (directory / QUARANTINE).read_text().partition("\n")[0]
         raise ValueError(f"{input}: none of its {rejected} records can be used; the first: {first}")
     about = {"num_records": accepted, "num_rejected": rejected, "input": str(input)}
     (directory / "index.json").write_text(json.dumps(about))
@@ -115,18 +151,24 @@ def _usable(
         return entry
     try:
         check(entry)
-        for image in entry.images:
-            _check_image(image, image_root)
+        addresses = entry.metadata.get("__members__", entry.images)
+        for image, address in zip(entry.images, addresses, strict=True):
+            _check_image(image, address, image_root)
     except ValueError as error:
         return Rejection(entry.id, str(error), f"record {entry.id!r}")
     return entry
 
 
-def _check_image(image: str | bytes, image_root: Path | None) -> None:
+def _check_image(image: str | bytes, address: str, image_root: Path | None) -> None:
     """Look at the header of an image file: decoding a whole data set would take hours."""
-    if isinstance(image, bytes) or ("@" in image and ".tar#" in image):
+    if "@" in address and ".tar#" in address:
         return
-    path = (image_root or Path()) / image
+    if isinstance(image, bytes):
+        raise ValueError(
+            f"{address}: a picture that is stored as bytes there cannot be opened again while "
+            "training; embed the input with embed.py and give the feature set as data.shards"
+        )
+    path = (image_root or Path()) / address
     try:
         Image.open(path).close()
     except FileNotFoundError:

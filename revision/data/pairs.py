@@ -74,7 +74,16 @@ class _RowReader:
         blocks = np.searchsorted(self.starts, np.array(numbers, np.int64), side="right") - 1
         for position, (number, block) in enumerate(zip(numbers, blocks, strict=True)):
             stored[position] = self.reader.features(int(block))[number - self.starts[block]]
-        return unit_rows(stored)
+        return unit_rows(stored, lambda position: self._address(numbers[position]))
+
+    def _address(self, number: int) -> str:
+        block = int(np.searchsorted(self.starts, number, side="right")) - 1
+        row = number - int(self.starts[block])
+        owner = np.searchsorted(self.reader.row_counts(block).cumsum(), row, side="right")
+        shard = self.reader.directory / self.reader.blocks[block].shard
+        return (
+            f"{shard}: row {number} of the set, of record {self.reader.records(block)[owner].id!r}"
+        )
 
 
 def _check_pairs(image: ShardReader, text: ShardReader) -> None:

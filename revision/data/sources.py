@@ -28,6 +28,7 @@ from revision.data.templates import TurnEncoder, check_turns
 from revision.encoders.base import DualEncoder
 from revision.records import IMAGE_MARK, Record, Turn, load_image
 from revision.shards import ShardReader
+from revision.shards.layout import MIN_NORM
 
 VISUALS = ("real", "zero", "shuffled")
 CAPTION_PROMPT = "Describe the image."
@@ -78,7 +79,10 @@ class SampleSource(ABC):
             caption_prompt=self.caption_prompt,
             max_caption_words=self.max_caption_words,
         )
-        input_ids, labels = self.turns(turns)
+        try:
+            input_ids, labels = self.turns(turns)
+        except ValueError as error:
+            raise ValueError(f"record {record.id!r}: {error}") from error
         return Sample(record.id, input_ids, labels, **self._seen(number, num_images))
 
     def batch(self, numbers: Sequence[int]) -> Batch:
@@ -147,7 +151,11 @@ class ShardSource(SampleSource):
     def images(self, number: int) -> dict[str, Tensor]:
         block, index = self._locate(number)
         first, last = self._block(block)[1][index : index + 2]
-        rows = unit_rows(self.reader.features(block)[first:last])
+        shard = self.reader.directory / self.reader.blocks[block].shard
+        rows = unit_rows(
+            self.reader.features(block)[first:last],
+            lambda row: f"{shard}: row {row} of record {self.record(number).id!r}",
+        )
         if self.alignment is not None:
             rows = self.alignment(rows)
         return {"visual": rows[:, None]}
@@ -239,7 +247,19 @@ def check_record(record: Record) -> None:
         raise ValueError("the conversation has no answer to learn")
 
 
-def unit_rows(rows: Float[np.ndarray, "rows dim"]) -> Float[Tensor, "rows dim"]:
-    """Rows of norm 1 in float32, divided in float64."""
+def unit_rows(
+    rows: Float[np.ndarray, "rows dim"], address: Callable[[int], str]
+) -> Float[Tensor, "rows dim"]:
+    """Rows of norm 1 in float32, divided in float64; `address` says where a row is stored.
+
+    Raises ValueError for a row that is zero or not finite: every weight would become nan.
+    """
     wide = torch.from_numpy(np.array(rows, dtype=np.float64))
-    return (wide / wide.norm(dim=1, keepdim=True)).float()
+    norms = wide.norm(dim=1, keepdim=True)
+    bad = ~((norms >= MIN_NORM) & norms.isfinite())[:, 0]
+    if bad.any():
+        raise ValueError(
+            f"{address(int(bad.nonzero()[0]))} has no direction (it is zero or not finite); write "
+            "the feature set again"
+        )
+    return (wide / norms).float()

@@ -54,7 +54,8 @@ class TurnEncoder:
     """Turns conversations into ids and labels for one tokenizer and one template.
 
     With `max_length`, a sequence is cut so that it has at most that many positions after
-    splicing, a slot counting `tokens_per_image`; what remains keeps its targets.
+    splicing, a slot counting `tokens_per_image`; what remains keeps its targets. A cut may take
+    text but no slot: ValueError, because the picture would be lost in silence.
 
     Raises ValueError for an unknown template, a tokenizer without character offsets (a slow one),
     or one that lacks what the template needs.
@@ -84,6 +85,7 @@ class TurnEncoder:
         ids, targets = self._tokenize(segments)
         if self.max_length is not None:
             keep = self._fitting(ids)
+            _check_slots(ids, keep, self.max_length)
             ids, targets = ids[:keep], targets[:keep]
         if not ids:
             ids, targets = [self.filler_id], [False]
@@ -160,6 +162,15 @@ class TurnEncoder:
             if length > (self.max_length or 0):
                 return keep
         return len(ids)
+
+
+def _check_slots(ids: list[int], keep: int, max_length: int) -> None:
+    kept, total = ids[:keep].count(IMAGE_SLOT), ids.count(IMAGE_SLOT)
+    if kept < total:
+        raise ValueError(
+            f"stage.max_length={max_length} has room for {kept} of its {total} pictures; raise "
+            "stage.max_length, or remove the record"
+        )
 
 
 def check_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:

@@ -1,5 +1,7 @@
 """DataModules under a real Lightning trainer: order, resumption, held-out data, refusals."""
 
+import json
+
 import lightning as L
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from revision.data.datamodule import PairedRowsDataModule, VisualDataModule
 from revision.data.templates import TurnEncoder
 from tests.feature_sets import cloud, write_set
+from tests.tiny_encoders import tiny_composed
 from tests.tiny_models import bpe_tokenizer
 
 QUIET = {
@@ -145,7 +148,7 @@ def test_refusals(shards, tmp_path):
     with pytest.raises(ValueError, match=r"exactly one of data.shards .* and data.input"):
         VisualDataModule(turns=turns, batch_size=1)
     both = data(shards, batch_size=1, val_shards="a", val_input="b")
-    with pytest.raises(ValueError, match=r"exactly one of data.val.shards"):
+    with pytest.raises(ValueError, match=r"exactly one of data.val_shards .* and data.val_input"):
         both.prepare_data()
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(ValueError, match=r"holds pictures and this model has no encoder"):
@@ -154,3 +157,24 @@ def test_refusals(shards, tmp_path):
         VisualDataModule(turns=turns, shards=tmp_path, batch_size=1).num_steps()
     with pytest.raises(ValueError, match="held-out pairs need both"):
         PairedRowsDataModule(images="a", texts="b", val_images="c", batch_size=1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_says_how_many_records_were_rejected(tmp_path, capsys, monkeypatch, rank):
+    monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_only.rank", rank)
+    turns = [{"from": "human", "value": "Is it?"}, {"from": "gpt", "value": "Yes."}]
+    records = [{"id": "good", "conversations": turns}, {"id": "silent", "conversations": turns[:1]}]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(records))
+    module = VisualDataModule(
+        turns=TurnEncoder(bpe_tokenizer(), "chat"),
+        input=path,
+        encoder=tiny_composed(),
+        index_root=tmp_path / "index",
+        batch_size=1,
+    )
+    module.prepare_data()
+    told = [line for line in capsys.readouterr().out.splitlines() if "rejected" in line]
+    quarantine = next((tmp_path / "index").glob("*/quarantine.jsonl"))
+    expected = f"{path}: 1 records, 1 rejected, see {quarantine}"
+    assert told == ([expected] if rank == 0 else [])

@@ -1,9 +1,13 @@
 """The record index: any record in one seek, rebuilt exactly when the input changes."""
 
+import io
 import json
 import pickle
 
+import pyarrow
 import pytest
+from PIL import Image
+from pyarrow import parquet
 
 from revision.data.index import RecordIndex, build_index
 
@@ -75,3 +79,36 @@ def test_another_process_may_finish_first(tmp_path):
     index = build(tmp_path, path, build_meanwhile)
     assert isinstance(index, RecordIndex)
     assert len(list((tmp_path / "index").iterdir())) == 1
+
+
+def test_bytes_in_parquet_are_rejected_because_they_cannot_be_opened_again(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(buffer, "PNG")
+    (tmp_path / "file.png").write_bytes(buffer.getvalue())
+    table = {"id": ["bytes", "path"], "text": ["a", "b"]}
+    images = [{"bytes": buffer.getvalue(), "path": None}, {"bytes": None, "path": "file.png"}]
+    parquet.write_table(pyarrow.table(table | {"image": images}), tmp_path / "data.parquet")
+    index = build_index(
+        tmp_path / "data.parquet", tmp_path / "index", image_root=tmp_path, check=accept
+    )
+    assert [index[number].id for number in range(len(index))] == ["path"]
+    (line,) = (index.directory / "quarantine.jsonl").read_text().splitlines()
+    assert "cannot be opened again" in json.loads(line)["reason"]
+    assert "embed.py" in json.loads(line)["reason"]
+
+
+def test_what_a_killed_build_left_is_removed_and_what_another_one_writes_is_not(tmp_path):
+    root = tmp_path / "index"
+    (root / ".index-dead").mkdir(parents=True)
+    (root / ".other-dead").mkdir()
+    seen = []
+
+    def build_meanwhile(record):
+        if not seen:
+            seen.extend(root.glob(".index-*"))
+            build(tmp_path, write(tmp_path / "other.json", ["b"]))
+            assert list(root.glob(".index-*")) == seen
+
+    build(tmp_path, write(tmp_path / "data.json", ["a"]), build_meanwhile)
+    assert len(seen) == 1
+    assert {path.name for path in root.glob(".*")} == {".other-dead"}

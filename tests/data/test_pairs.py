@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revision.data.pairs import PairedRows
-from tests.feature_sets import cloud, write_set
+from tests.feature_sets import cloud, damage, write_set
 
 
 @pytest.fixture
@@ -46,3 +46,11 @@ def test_other_records_are_refused(sets, tmp_path):
     write_header(tmp_path / "other", kind="image", encoder={}, source={}, num_shards=1)
     with pytest.raises(ValueError, match=r"row 12 is record '99' in .* and '12' in"):
         PairedRows(tmp_path / "other", sets[1])
+
+
+def test_a_row_without_a_direction_is_refused_with_its_address(sets):
+    damage(sets[1], 12, float("nan"))
+    pairs = PairedRows(*sets)
+    assert pairs.batch([11, 13])["text"].isfinite().all()
+    with pytest.raises(ValueError, match=r"00000.tar: row 12 of the set, of record '12' has no"):
+        pairs.batch([11, 12, 13])

@@ -13,6 +13,7 @@ from revision.data.sources import ImageSource, ShardSource, check_record, record
 from revision.data.templates import TurnEncoder
 from revision.records import Record, Turn
 from revision.shards import ShardWriter, write_header
+from tests.feature_sets import cloud, damage, write_set
 from tests.tiny_encoders import tiny_composed
 from tests.tiny_models import bpe_tokenizer
 
@@ -215,3 +216,23 @@ def test_wrong_number_of_slots_names_the_record(shards):
     data._seen = lambda *_: {"visual": torch.zeros(2, 1, DIM)}
     with pytest.raises(ValueError, match="sample '3' has 1 <image> marks and 2 images"):
         data.sample(3)
+
+
+def test_a_picture_behind_the_limit_is_refused_not_lost(shards):
+    turns = TurnEncoder(bpe_tokenizer(), "chat", max_length=12, tokens_per_image=6)
+    data = ShardSource(shards, turns)
+    with pytest.raises(
+        ValueError, match=r"record '2': stage.max_length=12 has room for 1 of its 2 pictures"
+    ):
+        data.sample(2)
+    assert data.sample(3).num_images == 1
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_row_without_a_direction_is_refused_with_its_address(tmp_path, value):
+    directory = write_set(tmp_path / "set", cloud(0, 30, DIM), "text", block_rows=7, shard_rows=20)
+    damage(directory, 23, value)
+    data = source(directory, "plain")
+    assert data.sample(22).visual.isfinite().all()
+    with pytest.raises(ValueError, match=r"00001.tar: row 0 of record '23' has no direction"):
+        data.sample(23)
