@@ -25,6 +25,7 @@ from torch import Tensor
 
 from revision.encoders.base import write_identity
 from revision.encoders.load import load_encoder
+from revision.files import saving
 from revision.models.llava import LlavaModel
 from revision.models.llm import is_unchanged, load_llm
 from revision.models.projector import Projector
@@ -41,14 +42,17 @@ def save_model(
     alignment_dir: str | Path | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write `model`; an existing directory of that name is replaced in one step.
+    """Write `model`; an existing directory of that name is replaced once the new one is whole.
 
+    That takes two renames: a kill between them leaves both, whole, in `.<name>-*` beside the place.
     `state_dict` gives the full weights where the module itself holds only shards of them.
+
+    Raises:
+        ValueError: the disk is full, or cannot be written; an existing directory is still there.
     """
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     state = dict(model.state_dict() if state_dict is None else state_dict)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as work:
+    with saving(directory), _beside(directory) as work:
         new = Path(work) / "new"
         new.mkdir()
         save_file(_part(state, "projector."), new / "projector.safetensors")
@@ -63,6 +67,12 @@ def save_model(
             directory.rename(Path(work) / "old")
         new.rename(directory)
     return directory
+
+
+def _beside(directory: Path) -> tempfile.TemporaryDirectory[str]:
+    """A directory on the same file system, which is gone after the block."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent)
 
 
 def load_model(

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 import revision
 from revision.models.directory import load_model, save_model
@@ -131,3 +132,17 @@ def test_importing_the_package_does_not_import_transformers():
 
     code = "import sys, revision; assert 'transformers' not in sys.modules; assert revision.load"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_directory(model, tmp_path, monkeypatch):
+    directory = save_model(model, tmp_path / "model", provenance={"first": True})
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("revision.models.directory.save_file", full)
+    with pytest.raises(ValueError, match=r"model: cannot be written \(No space left on device\)"):
+        save_model(model, directory, provenance={})
+    assert json.loads((directory / "provenance.json").read_text()) == {"first": True}
+    assert load_model(directory)
+    assert {path.name for path in tmp_path.iterdir()} == {"llm", "model"}
