@@ -15,6 +15,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from revision.config import RECORD_NAME, build, claim_directory, entry, run_directory
+from revision.training.launch import (
+    in_own_processes,
+    is_first_process,
+    needs_own_processes,
+    num_local_processes,
+)
+from revision.training.leftovers import finish, remove_unfinished
 
 NEUTRAL = tuple(  # may differ between a run and its continuation
     "name run_root group logger progress log_every num_answers accelerator devices num_nodes "
@@ -32,11 +39,10 @@ def run(cfg: DictConfig) -> Path:
     if (run_dir / RECORD_NAME).exists():
         claim_directory(run_dir, cfg, neutral=NEUTRAL)
     if (run_dir / cfg.stage.result / "config.json").exists():
-        print(f"{run_dir} is done: {run_dir / cfg.stage.result}")
+        if is_first_process():
+            finish(run_dir, cfg.stage.result)
+            print(f"{run_dir} is done: {run_dir / cfg.stage.result}")
         return run_dir
-    # torch, transformers and Lightning take seconds to import: not before they are needed.
-    from revision.training.launch import in_own_processes, needs_own_processes, num_local_processes
-
     num_processes = num_local_processes(cfg.accelerator, cfg.devices)
     is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if needs_own_processes(num_processes, is_sweep=is_sweep, script=__file__):
@@ -48,6 +54,7 @@ def run(cfg: DictConfig) -> Path:
 
 
 def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
+    # torch, transformers and Lightning take seconds to import: not before they are needed.
     import lightning as L
     import torch
 
@@ -56,7 +63,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
     from revision.training.module import TrainingModule
     from revision.training.optim import OptimizerSettings
     from revision.training.provenance import claim_inputs, input_digests, provenance
-    from revision.training.run import RunSettings, finish, fit, make_trainer, say
+    from revision.training.run import RunSettings, fit, make_trainer, say
     from revision.training.trainable import describe_trainable
 
     digests = input_digests({key: OmegaConf.select(cfg, key) for key in INPUTS})
@@ -76,8 +83,10 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
         job.lower_frozen(torch.bfloat16)
     say(f"{run_dir}: {module.total_steps} steps\n{describe_trainable(job.model)}")
 
-    claim_directory(run_dir, cfg, neutral=NEUTRAL)
-    claim_inputs(run_dir, digests)
+    if is_first_process():
+        claim_directory(run_dir, cfg, neutral=NEUTRAL)
+        claim_inputs(run_dir, digests)
+        remove_unfinished(run_dir, cfg.stage.result)
     config = OmegaConf.to_container(cfg, resolve=True)
     trainer = make_trainer(
         run_dir,
@@ -91,7 +100,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
     if trainer.is_global_zero:
         result = run_dir / cfg.stage.result
         job.save(weights, result, provenance(config, digests), trainer.loggers)
-        finish(run_dir)
+        finish(run_dir, cfg.stage.result)
         close(trainer.loggers)
         say(f"{run_dir} is done: {result}")
 

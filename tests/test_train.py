@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
+from revision.alignment.moments import moments_of
 from revision.alignment.realign import ReAlign
 from revision.alignment.storage import save_alignment
 from revision.config import compose
@@ -142,6 +143,71 @@ def test_pretraining_leaves_a_model_whose_projector_learned(parts, tmp_path):
     assert json.loads((run_dir / "model" / "provenance.json").read_text())["inputs"]["data.shards"]
     assert not (run_dir / "checkpoints").exists()
 
+    for name in ("speed/tokens_per_s", "speed/data_wait_share", "memory/peak_host_gib"):
+        assert [step for step, _ in curves[name]] == [1, 2, 3, 4, 5, 6]
+    assert all(rate > 0 for _, rate in curves["speed/tokens_per_s"])
+    assert all(0 <= share < 1 for _, share in curves["speed/data_wait_share"])
+    assert all(0 < gib < 64 for _, gib in curves["memory/peak_host_gib"])
+
+
+def test_mixed_precision_trains_as_float32_does_but_for_rounding(parts, tmp_path):
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        more = ["stage.max_steps=4", f"name={precision}", f"precision={precision}"]
+        run_dir = train.run(compose("train", pretrain(parts, tmp_path, *more)))
+        curve = read_metrics(run_dir / "metrics.csv")["train/loss"]
+        losses[precision] = [value for _, value in curve]
+        assert all(tensor.isfinite().all() for tensor in weights(run_dir / "model").values())
+    assert losses["bf16-mixed"] != losses["32-true"]
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=2e-2)
+
+
+def test_what_a_kill_left_behind_is_removed_at_the_next_start(parts, tmp_path):
+    """Of a writer that was killed before its result was whole, and of a run killed behind it."""
+    cfg = compose("train", pretrain(parts, tmp_path, "stage.max_steps=1"))
+    run_dir = tmp_path / "one"
+    (run_dir / ".model-killed" / "new").mkdir(parents=True)
+    (run_dir / ".mine").mkdir()
+    train.run(cfg)
+    assert {path.name for path in run_dir.glob(".*")} == {".mine"}
+    (run_dir / "checkpoints" / "step-00000000").mkdir(parents=True)
+    (run_dir / ".model-killed").mkdir()
+    train.run(cfg)
+    assert not (run_dir / "checkpoints").exists()
+    assert not (run_dir / ".model-killed").exists()
+    assert (run_dir / "model" / "config.json").exists()
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop(*_, **__):
+    raise Stopped
+
+
+def test_only_the_first_process_claims_and_cleans(parts, tmp_path, monkeypatch):
+    """Processes that were started from outside all run the script."""
+    cfg = compose("train", pretrain(parts, tmp_path, "stage.max_steps=1"))
+    run_dir = train.run(cfg)
+    (run_dir / "checkpoints").mkdir()
+    monkeypatch.setenv("RANK", "1")
+    train.run(cfg)
+    assert (run_dir / "checkpoints").exists()
+    monkeypatch.setattr("revision.training.run.make_trainer", stop)
+    other = compose("train", pretrain(parts, tmp_path, "name=other", "stage.max_steps=1"))
+    with pytest.raises(Stopped):
+        train.run(other)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_table_of_answers_that_fails_does_not_cost_the_model(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("revision.training.visual_job.log_answers", stop)
+    cfg = compose("train", pretrain(parts, tmp_path, "stage.max_steps=1"))
+    with pytest.raises(Stopped):
+        train.run(cfg)
+    assert load_model(train.run(cfg) / "model")
+
 
 def test_a_finished_run_says_so_and_another_config_is_refused(parts, tmp_path, capsys):
     cfg = compose("train", pretrain(parts, tmp_path, "stage.max_steps=1"))
@@ -176,7 +242,7 @@ def test_a_run_whose_config_was_wrong_may_be_corrected_under_its_name(parts, tmp
     train.run(compose("train", pretrain(parts, tmp_path, "stage.max_steps=1")))
 
 
-def test_instruction_tuning_on_pictures_starts_from_the_pretrained_model(parts, tmp_path):
+def test_instruction_tuning_on_pictures_starts_from_the_pretrained_model(parts, tmp_path, capsys):
     clip = ["encoder=clip_b32", f"encoder.path={parts / 'clip'}", "encoder.revision=null"]
     first = train.run(compose("train", pretrain(parts, tmp_path, "stage.max_steps=2", *clip)))
     sft = compose(
@@ -195,8 +261,17 @@ def test_instruction_tuning_on_pictures_starts_from_the_pretrained_model(parts, 
         ),
     )
     second = train.run(sft)
+    assert f"llm and projector come from {first / 'model'}" in capsys.readouterr().out
     model = load_model(second / "model")
     assert model.encoder is not None
+    made_of, started = (
+        json.loads((run / "model" / "provenance.json").read_text()) for run in (first, second)
+    )
+    assert made_of["model"]["llm"] == str((parts / "llm").resolve())
+    assert made_of["config"]["llm"]["name"] == str(parts / "llm")
+    assert Path(started["model"]["llm"]) == first / "model" / "llm"
+    assert started["model"]["projector"] == model.projector.options()
+    assert not {"llm", "projector"} & started["config"].keys()
     assert model.template == "llava_v1"
     before, after = weights(first / "model"), weights(second / "model")
     assert difference(before, after) > 0
@@ -229,7 +304,6 @@ def test_pictures_on_the_fly_and_their_features_train_the_same_model(parts, tmp_
 
 def test_alignment_on_the_fly_equals_aligned_shards(parts, tmp_path):
     from revision.alignment.apply import apply_alignment
-    from revision.alignment.moments import moments_of
     from revision.shards import ShardReader
 
     reader = ShardReader(parts / "texts")
@@ -277,6 +351,23 @@ def test_features_of_another_encoder_are_refused(parts, tmp_path):
         train.run(
             compose("train", overrides(parts, tmp_path, "name=o", f"data.shards={shards}", *clip))
         )
+
+
+def test_held_out_features_and_a_map_of_another_encoder_are_refused(parts, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    other = write_features(tmp_path / "x", rows, "image", captions(6), {"name": "other"})
+    clip = ["encoder=clip_b32", f"encoder.path={parts / 'clip'}", "encoder.revision=null"]
+    held_out = pretrain(parts, tmp_path, *clip, f"data.val_shards={other}")
+    with pytest.raises(ValueError, match=r"x was made by another encoder: its name is 'other'"):
+        train.run(compose("train", held_out))
+    moments = moments_of([rows])
+    alignment = ReAlign()
+    alignment.fit(moments, moments, lambda: [rows])
+    card = {"source": {"encoder": {"name": "other"}}}
+    save_alignment(alignment, tmp_path / "alignment", card)
+    mapped = pretrain(parts, tmp_path, f"data.alignment={tmp_path / 'alignment'}")
+    with pytest.raises(ValueError, match=r"alignment was made by another encoder: .* data\.shards"):
+        train.run(compose("train", mapped))
 
 
 def test_features_of_another_width_are_refused(parts, tmp_path):

@@ -81,10 +81,16 @@ def check_encoder(shards: Path, encoder: DualEncoder) -> None:
     Raises:
         ValueError: the identities differ; real pictures would be fed rows of another space.
     """
-    recorded, own = read_header(shards).encoder, encoder.identity()
-    for key, value in own.items():
+    check_identity(shards, read_header(shards).encoder, encoder.identity(), "the encoder given")
+
+
+def check_identity(
+    path: Path, recorded: Mapping[str, Any], expected: Mapping[str, Any], whose: str
+) -> None:
+    """Refuse what `path` records of its encoder where it is not as `expected`, that of `whose`."""
+    for key, value in expected.items():
         if recorded.get(key) != value:
             raise ValueError(
-                f"{shards} was made by another encoder: its {key} is {recorded.get(key)!r}, that "
-                f"of the encoder given is {value!r}; embed again, or give the encoder it is from"
+                f"{path} was made by another encoder: its {key} is {recorded.get(key)!r}, that "
+                f"of {whose} is {value!r}; make it again, or give the encoder it is from"
             )

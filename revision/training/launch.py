@@ -12,8 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # most specific first
 _OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # somebody started all processes
 _PLAIN_HYDRA = (
     *("hydra.output_subdir=null", "hydra.run.dir=."),
@@ -23,6 +22,8 @@ _PLAIN_HYDRA = (
 
 def num_local_processes(accelerator: str, devices: int | str | Sequence[int]) -> int:
     """The devices on this machine that `accelerator` and `devices` select."""
+    import torch  # takes seconds: not for a run that is done
+
     if devices in ("auto", -1, "-1"):
         on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         return torch.cuda.device_count() if on_gpu else 1
@@ -30,6 +31,12 @@ def num_local_processes(accelerator: str, devices: int | str | Sequence[int]) ->
         parts = [part for part in devices.split(",") if part]
         return len(parts) if "," in devices else int(devices)
     return devices if isinstance(devices, int) else len(devices)
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of a run that writes; known before the run has a trainer."""
+    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    return int(rank) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def needs_own_processes(num_processes: int, *, is_sweep: bool, script: str) -> bool:

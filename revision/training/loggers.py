@@ -13,7 +13,7 @@ from PIL import Image
 from revision.data.samples import Sample
 from revision.data.sources import SampleSource, record_turns
 from revision.models.llava import LlavaModel
-from revision.records import load_image
+from revision.records import IMAGE_MARK, load_image
 
 Row = tuple[str, Image.Image | None, str, str, str]
 COLUMNS = ["id", "picture", "question", "reference", "answer"]
@@ -84,7 +84,9 @@ def _answer(model: LlavaModel, held_out: SampleSource, index: int) -> Row:
     asked = next(turn for turn in turns if turn.role == "user")
     expected = next(turn for turn in turns if turn.role == "assistant")
     encoded = model.turn_encoder()([asked])
-    seen = held_out.images(index) if count else {}
+    num_asked = asked.text.count(IMAGE_MARK)  # later turns may show more
+    images = held_out.images(index) if num_asked else {}
+    seen = {name: rows[:num_asked] for name, rows in images.items()}
     sample = Sample(record.id, encoded.input_ids, encoded.labels, **seen)
     (answer,) = model.generate([sample], max_new_tokens=32)
     return record.id, _picture(record.images), asked.text, expected.text, answer

@@ -39,9 +39,13 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"stage.warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
+            raise ValueError(
+                f"stage.optimizer.warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)"
+            )
         if self.learning_rate <= 0:
-            raise ValueError(f"stage.learning_rate is {self.learning_rate}; it must be above 0")
+            raise ValueError(
+                f"stage.optimizer.learning_rate is {self.learning_rate}; it must be above 0"
+            )
 
 
 def parameter_groups(

@@ -6,7 +6,6 @@ checkpoint, or says that the run is done.
 """
 
 import logging
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -27,11 +26,11 @@ from revision.training.checkpoint import (
     checkpoint_step,
     latest_checkpoint,
 )
+from revision.training.leftovers import CHECKPOINTS
 from revision.training.metrics_file import MetricsFile, truncate_metrics
 from revision.training.module import TrainingModule
 from revision.training.strategies import trained_weights
 
-CHECKPOINTS = "checkpoints"
 METRICS = "metrics.csv"
 _QUIET = (
     ".*does not have many workers.*",
@@ -141,7 +140,7 @@ def fit(
     """Train to the end, from the newest checkpoint if there is one.
 
     Returns the trained weights by parameter name, whole and float32, on process 0 (nothing on
-    the others). The caller writes its result from them and then calls `finish`.
+    the others). The caller writes its result from them and then calls `leftovers.finish`.
     """
     checkpoint = latest_checkpoint(run_dir / CHECKPOINTS)
     if checkpoint is not None:
@@ -156,11 +155,6 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     assert trainer.global_step == module.total_steps, "the data plan is shorter than the run"
     return result.weights
-
-
-def finish(run_dir: Path) -> None:
-    """Remove the resume checkpoints of a run whose result is written."""
-    shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
 
 
 @rank_zero_only

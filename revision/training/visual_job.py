@@ -12,15 +12,16 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from revision.alignment.base import AlignmentMap
-from revision.alignment.storage import alignment_digest, load_alignment
+from revision.alignment.storage import alignment_digest, load_alignment, read_card
 from revision.data.datamodule import VisualDataModule
 from revision.data.samples import Batch
 from revision.encoders.base import DualEncoder
 from revision.models.directory import load_model, save_model
 from revision.models.llava import LlavaModel
 from revision.shards import read_header
-from revision.training.jobs import Build, check_encoder, data_plan, with_weights
+from revision.training.jobs import Build, check_encoder, check_identity, data_plan, with_weights
 from revision.training.loggers import log_answers, log_gap
+from revision.training.run import say
 
 MAP_NAME = "alignment"
 
@@ -80,9 +81,14 @@ class VisualJob:
         loggers: Sequence[Logger],
     ) -> None:
         model: LlavaModel = with_weights(self.make_model(), weights)
+        save_model(
+            model,
+            directory,
+            provenance=_with_facts(provenance, model),
+            alignment_dir=self.alignment_dir,
+        )
         log_gap(loggers, self.alignment_dir)
         log_answers(loggers, model, self.data.sources[1], self.num_answers)
-        save_model(model, directory, provenance=provenance, alignment_dir=self.alignment_dir)
 
 
 def visual_job(cfg: Any, build: Build) -> VisualJob:
@@ -92,12 +98,15 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
         ValueError: the training features were made by another encoder than the model's, or are
             to be aligned twice.
     """
-    shards = Path(cfg.data.shards) if cfg.data.shards else None
+    if cfg.start_from:
+        say(f"start_from: llm and projector come from {cfg.start_from}")
+    feature_sets = [Path(path) for path in (cfg.data.shards, cfg.data.val_shards) if path]
     make_model = partial(_started if cfg.start_from else _new, cfg, build)
 
     def make_data(model: LlavaModel) -> VisualDataModule:
-        if shards is not None and model.encoder is not None:
-            check_encoder(shards, model.encoder)
+        if model.encoder is not None:
+            for shards in feature_sets:
+                check_encoder(shards, model.encoder)
         limits = {} if cfg.stage.max_length is None else {"max_length": cfg.stage.max_length}
         data: VisualDataModule = build(
             cfg.data,
@@ -114,6 +123,18 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
         alignment_dir=_alignment_dir(cfg),
         num_answers=cfg.num_answers,
     )
+
+
+def _with_facts(provenance: dict[str, Any], model: LlavaModel) -> dict[str, Any]:
+    """With what the model was made of; a config names parts that `start_from` does not use."""
+    config = dict(provenance["config"])
+    if config["start_from"]:
+        config = {key: value for key, value in config.items() if key not in ("llm", "projector")}
+    facts = {
+        "llm": str(model.language_model.config.name_or_path),
+        "projector": model.projector.options(),
+    }
+    return provenance | {"config": config, "model": facts}
 
 
 def _started(cfg: Any, build: Build) -> LlavaModel:
@@ -181,6 +202,10 @@ def _alignment(cfg: Any) -> AlignmentMap | None:
             "data.alignment maps the rows of raw text shards, but data.shards="
             f"{cfg.data.shards} is none or aligned already; give one of the two"
         )
+    fitted_on = read_card(Path(cfg.data.alignment))["provenance"].get("source", {})
+    if "encoder" in fitted_on:
+        expected = read_header(Path(cfg.data.shards)).encoder
+        check_identity(cfg.data.alignment, fitted_on["encoder"], expected, "data.shards")
     return load_alignment(cfg.data.alignment)
 
 

@@ -3,7 +3,12 @@
 import pytest
 
 from revision.training import launch
-from revision.training.launch import in_own_processes, needs_own_processes, num_local_processes
+from revision.training.launch import (
+    in_own_processes,
+    is_first_process,
+    needs_own_processes,
+    num_local_processes,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,3 +41,22 @@ def test_a_failure_of_the_own_processes_is_passed_on(tmp_path):
     script.write_text("raise SystemExit(3)")
     with pytest.raises(ValueError, match="exit status 3"):
         in_own_processes(str(script), "a: 1")
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+    ],
+)
+def test_one_process_of_all_is_the_first(monkeypatch, environment, is_first):
+    for name in (*launch._RANKS, "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() == is_first

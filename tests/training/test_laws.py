@@ -129,6 +129,7 @@ def test_a_checkpoint_holds_the_trainable_set_only(tmp_path):
 
 
 STRATEGIES = [
+    "ddp",
     "fsdp",
     "deepspeed:1",
     "deepspeed:2",

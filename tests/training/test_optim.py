@@ -56,5 +56,10 @@ def test_no_step_of_a_short_run_is_wasted():
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0])
 def test_a_warm_up_outside_its_range_is_refused(ratio):
-    with pytest.raises(ValueError, match=r"warmup_ratio is .* must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"stage\.optimizer\.warmup_ratio is .* in \[0, 1\)"):
         OptimizerSettings(learning_rate=1e-3, warmup_ratio=ratio)
+
+
+def test_a_learning_rate_of_zero_is_refused():
+    with pytest.raises(ValueError, match=r"stage\.optimizer\.learning_rate is 0; it must be above"):
+        OptimizerSettings(learning_rate=0)
