@@ -248,3 +248,13 @@ def test_the_rows_of_a_sweep_become_one_table_and_one_file(tmp_path: Path) -> No
     assert len(read_results(tmp_path / "all.json")) == 2
     with pytest.raises(ValueError, match="no results file at"):
         script.run(compose("results_table", [f"input={tmp_path}/nothing.json", *places]))
+
+
+def test_a_model_that_is_scored_blind_only_is_no_variant_of_another() -> None:
+    score = Score(1.0, 0.5, 1.5, 4)
+    named = {"seed": 0, "split": "test", "stage": "pretrain"}
+    rows = result_rows({"zero": {"token_loss": score}, "chance": {}}, setting="blind", **named)
+    assert {row.setting for row in rows} == {"blind"}
+    both = {"zero": {"token_loss": score}, "real": {"token_loss": score}}
+    rows = result_rows(both, setting="realign", **named)
+    assert {row.setting for row in rows} == {"realign", "realign (blind)"}

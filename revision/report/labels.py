@@ -49,8 +49,14 @@ def condition(setting: str, visual: str) -> str:
 
 
 def result_rows(scores: Scores, *, setting: str, stage: str, seed: int, split: str) -> list[Row]:
-    """The rows of an evaluation: one setting per visual condition, and `chance`."""
-    names = {visual: condition(setting, visual) for visual in SUFFIXES} | {CHANCE: CHANCE}
+    """The rows of an evaluation: one setting per visual condition, and `chance`.
+
+    An evaluation under one condition alone is that of a model made for it: its rows have the
+    setting's own name.
+    """
+    alone = len(scores.keys() - {CHANCE}) == 1
+    names = {visual: setting if alone else condition(setting, visual) for visual in SUFFIXES}
+    names[CHANCE] = CHANCE
     return [
         row
         for visual, table in scores.items()
