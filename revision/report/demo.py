@@ -146,6 +146,7 @@ def _machine() -> dict[str, str]:
 
 def _tiles(last: Trail, rows: Sequence[Row]) -> list[Tile]:
     tiles = [] if last.aligned is None else [gap_tile(last.aligned.directory)]
+    rows = [row for row in rows if row.split == rows[0].split]  # the captions, not the questions
     for stage in last.stages:
         mine = [row for row in rows if row.setting == last.setting and row.stage == stage.name]
         for metric in ("token_loss", "choice_accuracy"):
