@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 os.fsync(file.fileno())
         with explained(path):
             temporary.replace(path)
-            _fsync(path.parent)
+            fsync(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -103,11 +103,11 @@ def replacing_directory(directory: Path) -> Iterator[Path]:
             new = Path(work) / "new"
             new.mkdir()
             yield new
-            _fsync_tree(new)
+            fsync_tree(new)
             if directory.exists():
                 directory.rename(Path(work) / "old")
             new.rename(directory)
-        _fsync(directory.parent)
+        fsync(directory.parent)
 
 
 def _as_os_error(error: Exception) -> OSError:
@@ -169,12 +169,14 @@ def remove_leftovers(directory: Path, name: str = "") -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _fsync_tree(directory: Path) -> None:
+def fsync_tree(directory: Path) -> None:
+    """Flush a directory and everything below it to the disk."""
     for path in [*directory.rglob("*"), directory]:
-        _fsync(path)
+        fsync(path)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Flush one file or directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

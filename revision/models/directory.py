@@ -25,7 +25,7 @@ from torch import Tensor
 
 from revision.encoders.base import write_identity
 from revision.encoders.load import load_encoder
-from revision.files import saving
+from revision.files import fsync_tree, saving
 from revision.models.llava import LlavaModel
 from revision.models.llm import is_unchanged, load_llm
 from revision.models.projector import Projector
@@ -62,7 +62,7 @@ def save_model(
             shutil.copytree(alignment_dir, new / "alignment")
         (new / "provenance.json").write_text(json.dumps(dict(provenance), indent=2))
         (new / "config.json").write_text(json.dumps(_config(model), indent=2))
-        _sync(new)
+        fsync_tree(new)
         if directory.exists():
             directory.rename(Path(work) / "old")
         new.rename(directory)
@@ -184,12 +184,3 @@ def _link(path: Path, copy: Path) -> None:
         except OSError:  # another file system, or one without links
             pass
     shutil.copyfile(path, copy)
-
-
-def _sync(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -11,7 +11,6 @@ while it writes its model directory repeats one step.
 """
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+
+from revision.files import fsync, fsync_tree
 
 STATE_NAME = "state"
 ABOUT_NAME = "about.json"
@@ -94,10 +95,10 @@ def save_checkpoint(trainer: L.Trainer, directory: Path) -> Path:
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         (temporary / ABOUT_NAME).write_text(json.dumps(_about(trainer)))
-        _sync_tree(temporary)
+        fsync_tree(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
-        _sync(directory)
+        fsync(directory)
         for old in set(directory.glob("step-*")) - {final}:
             shutil.rmtree(old)
     trainer.strategy.barrier()
@@ -150,17 +151,3 @@ def _validates_after(trainer: L.Trainer, batch_idx: int) -> bool:
         return False
     every = trainer.val_check_batch
     return trainer.should_stop or (every is not None and (batch_idx + 1) % every == 0)
-
-
-def _sync_tree(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        _sync(path)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -160,11 +160,6 @@ def trained_weights(trainer: L.Trainer, model: nn.Module) -> dict[str, Tensor]:
     return gathered
 
 
-def is_sharded(trainer: L.Trainer) -> bool:
-    """True where the module does not hold its whole parameters in float32 any more."""
-    return isinstance(trainer.strategy, FullyShardedStrategy | DeepSpeedStrategy)
-
-
 def _gather(parameter: nn.Parameter) -> Tensor:
     full = getattr(parameter, "full_tensor", None)  # a DTensor
     return full() if full is not None else parameter
