@@ -17,8 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from revision.alignment.moments import moments_of
-from revision.alignment.realign import ReAlign
+from revision.alignment import Cloud, ReAlign
 from revision.alignment.storage import save_alignment
 from revision.config import compose
 from revision.encoders.load import load_encoder
@@ -307,7 +306,7 @@ def test_alignment_on_the_fly_equals_aligned_shards(parts, tmp_path):
     rows = np.concatenate(list(reader.iter_rows()))
     target = rows[:, ::-1] + 0.5
     alignment = ReAlign()
-    alignment.fit(moments_of([rows]), moments_of([target]), lambda: [rows])
+    alignment.fit(Cloud.of(rows), Cloud.of(target))
     save_alignment(alignment, tmp_path / "alignment")
     apply_alignment(alignment, parts / "texts", tmp_path / "shards")
     offline = pretrain(parts, tmp_path / "a", "stage.max_steps=2")
@@ -357,9 +356,8 @@ def test_held_out_features_and_a_map_of_another_encoder_are_refused(parts, tmp_p
     held_out = pretrain(parts, tmp_path, *clip, f"data.val_shards={other}")
     with pytest.raises(ValueError, match=r"x was made by another encoder: its name is 'other'"):
         train.run(compose("train", held_out))
-    moments = moments_of([rows])
     alignment = ReAlign()
-    alignment.fit(moments, moments, lambda: [rows])
+    alignment.fit(Cloud.of(rows), Cloud.of(rows))
     card = {"source": {"encoder": {"name": "other"}}}
     save_alignment(alignment, tmp_path / "alignment", card)
     mapped = pretrain(parts, tmp_path, f"data.alignment={tmp_path / 'alignment'}")
@@ -464,7 +462,8 @@ def test_heads_need_towers(parts, towers, tmp_path):
 def test_a_killed_run_continues_to_the_same_weights(parts, tmp_path):
     """SIGKILL while it trains; the command again; against a run that was left alone."""
     settings = ["stage.max_steps=30", "val_every=10", "checkpoint_steps=3"]
-    train.run(compose("train", pretrain(parts, tmp_path / "whole", *settings)))
+    whole = command(*pretrain(parts, tmp_path / "whole", *settings))  # as many threads as the other
+    assert whole.returncode == 0, whole.stderr
     arguments = pretrain(parts, tmp_path / "killed", *settings)
     process = subprocess.Popen(
         [sys.executable, "train.py", *arguments],
