@@ -5,15 +5,16 @@ A map is fitted on moments of unpaired rows and applied offline (`apply_alignmen
 """
 
 from revision.alignment.apply import apply_alignment
-from revision.alignment.base import AlignmentMap
-from revision.alignment.mean_shift import MeanShift
+from revision.alignment.base import AlignmentMap, Cloud
+from revision.alignment.methods.mean_shift import MeanShift
+from revision.alignment.methods.none import NoAlignment
+from revision.alignment.methods.realign import ReAlign
 from revision.alignment.moments import Moments, moments_of
-from revision.alignment.none import NoAlignment
-from revision.alignment.realign import ReAlign
 from revision.alignment.storage import load_alignment, save_alignment
 
 __all__ = [
     "AlignmentMap",
+    "Cloud",
     "MeanShift",
     "Moments",
     "NoAlignment",

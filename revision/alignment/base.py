@@ -2,21 +2,46 @@
 
 An alignment map moves text embeddings (source) into the distribution of image embeddings (target)
 from unpaired data. `fit` estimates, `forward` applies; the rows need not be the same. A new method
-is a subclass with a `name` and a `transform`, and a `fit` of its own where it has more to estimate.
+is one module in `revision/alignment/methods/` with one subclass: a `name`, a `move`, and a `fit` of
+its own where it has more to estimate (`docs/adding_a_method.md`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
-from revision.alignment.moments import BLOCK_ROWS, Moments, normalize_, to_float64
+from revision.alignment.moments import (
+    BLOCK_ROWS,
+    Batches,
+    Moments,
+    Second,
+    moments_of,
+    moments_of_transformed,
+    normalize_,
+    to_float64,
+)
+from revision.alignment.noise import Noise
 
-SourceRows = Callable[[], Iterable[np.ndarray]]
+EPSILON = 1e-10  # of the public ReAlign script: no division by zero for a cloud without spread
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """One modality during a fit: its moments, and `rows()`, which streams it again."""
+
+    moments: Moments
+    rows: Callable[[], Batches]
+
+    @classmethod
+    def of(cls, rows: np.ndarray, *, second: Second = "covariance") -> "Cloud":
+        """A cloud that lies in memory."""
+        return cls(moments_of([rows], second=second), lambda: [rows])
 
 
 class AlignmentMap(nn.Module, ABC):
@@ -26,7 +51,12 @@ class AlignmentMap(nn.Module, ABC):
     around them is cast: `model.half()` moves a map between devices but never rounds it.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # also the name of the module that defines the class
+    second_moments: ClassVar[Second] = "trace"  # what `fit` finds in the moments
+    needs_pairs: ClassVar[bool] = False  # row i of both clouds must come from the same record
+    changes_images: bool = False  # whether image rows must go through `forward_images`
+    normalize: bool = True  # False: the rows are left where `move` puts them
+    noise: Noise | None = None  # added to text rows before the last projection
     buffer_names: ClassVar[tuple[str, ...]] = (
         "source_count",
         "target_count",
@@ -52,6 +82,11 @@ class AlignmentMap(nn.Module, ABC):
         return all(getattr(self, name) is not None for name in self.buffer_names)
 
     @property
+    def is_random(self) -> bool:
+        """Whether rows depend on their keys."""
+        return self.noise is not None
+
+    @property
     def dim(self) -> int:
         return len(self.source_mean)
 
@@ -61,54 +96,103 @@ class AlignmentMap(nn.Module, ABC):
         return 1.0
 
     @property
-    @abstractmethod
     def shift(self) -> Float64[Tensor, " dim"]:
-        """The vector v for which Norm(y + v) is this map, up to its centroid step."""
+        """A vector v for the bound Phi <= E|y + v| - v . mean(z); equality if z = Norm(y + v).
+
+        By default that of anchor and trace step, whose Phi no map with its centroid exceeds.
+        """
+        scale = (self.target_trace / (self.source_trace + EPSILON)).sqrt()
+        return self.target_mean / scale - self.source_mean
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments that rebuild this map before its buffers are loaded."""
         return {}
 
-    def fit(self, source: Moments, target: Moments, source_rows: SourceRows) -> None:
-        """Take the moments of both modalities; `source_rows` starts another pass over the source.
+    def fit(self, source: Cloud, target: Cloud) -> None:
+        """Estimate from text (source) and image (target) rows.
 
         Raises:
             ValueError: the modalities differ in width, or one has fewer than two rows.
         """
-        if source.mean.shape != target.mean.shape:
+        text, image = source.moments, target.moments
+        if text.mean.shape != image.mean.shape:
             raise ValueError(
-                f"source rows have width {len(source.mean)}, target rows {len(target.mean)}; "
+                f"source rows have width {len(text.mean)}, target rows {len(image.mean)}; "
                 "embed both modalities with the same encoder"
             )
-        if min(source.count, target.count) < 2:
+        if min(text.count, image.count) < 2:
             raise ValueError(
-                f"cannot estimate a distribution from {source.count} source and {target.count} "
+                f"cannot estimate a distribution from {text.count} source and {image.count} "
                 "target rows; give at least two of each"
             )
-        self.source_count, self.target_count = (torch.tensor(m.count) for m in (source, target))
-        self.source_mean, self.target_mean = self._means(source, target)
-        self.source_trace = _trace_about(self.source_mean, source)
-        self.target_trace = _trace_about(self.target_mean, target)
+        self.source_count, self.target_count = (torch.tensor(m.count) for m in (text, image))
+        self.source_mean, self.target_mean = self._means(text, image)
+        self.source_trace = _trace_about(self.source_mean, text)
+        self.target_trace = _trace_about(self.target_mean, image)
 
     @abstractmethod
-    def transform(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
-        """Map unit rows to unit rows in float64. The argument may be overwritten."""
+    def move(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
+        """Where unit text rows go, before noise and the projection on the sphere.
+
+        The argument may be overwritten.
+        """
+
+    def move_images(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
+        """Where unit image rows go before the projection: nowhere, unless `changes_images`."""
+        return rows
+
+    def transform(
+        self, rows: Float64[Tensor, "n dim"], keys: Int64[Tensor, " n"] | None = None
+    ) -> Float64[Tensor, "n dim"]:
+        """Map unit text rows in float64; `keys` tell a random map which rows they are.
+
+        Raises:
+            ValueError: keys are missing, or a row is moved to the origin.
+        """
+        moved = self.move(rows)
+        if self.noise is not None:
+            if keys is None:
+                raise ValueError(
+                    f"alignment '{self.name}' adds noise to each row by its key, and got no keys; "
+                    "give row_keys(ids, epoch), or the noise would depend on the batch"
+                )
+            moved = moved + self.noise.draw(keys, moved.shape[1]).to(moved.device)
+        return onto_sphere_(moved) if self.normalize else moved
 
     @torch.no_grad()
-    def forward(self, rows: Float[Tensor, "n dim"]) -> Float32[Tensor, "n dim"]:
-        """Aligned unit rows of any floating-point rows; a row's result depends on it alone.
+    def forward(
+        self, rows: Float[Tensor, "n dim"], keys: Int64[Tensor, " n"] | None = None
+    ) -> Float32[Tensor, "n dim"]:
+        """Aligned text rows of any floating-point rows; a row's result depends on it alone.
+
+        `keys` (see `revision.alignment.noise.row_keys`) are needed where `is_random`.
 
         Raises:
             ValueError: not fitted, another width, or a row without a direction, which would
                 otherwise have become a constant that looks like an embedding.
         """
+        if keys is None:
+            return self._in_blocks(rows, lambda unit, _: self.transform(unit))
+        return self._in_blocks(rows, lambda unit, place: self.transform(unit, keys[place]))
+
+    @torch.no_grad()
+    def forward_images(self, rows: Float[Tensor, "n dim"]) -> Float32[Tensor, "n dim"]:
+        """Image rows as a model trained on this map's text expects them, also at inference."""
+
+        def move(unit: Tensor, _: slice) -> Tensor:
+            moved = self.move_images(unit)
+            return onto_sphere_(moved) if self.normalize else moved
+
+        return self._in_blocks(rows, move)
+
+    def _in_blocks(self, rows: Tensor, move: Callable[[Tensor, slice], Tensor]) -> Tensor:
         self._check_width(rows)
-        aligned = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+        mapped = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
         for start in range(0, len(rows), BLOCK_ROWS):
-            unit = to_float64(rows[start : start + BLOCK_ROWS])
-            onto_sphere_(unit, first=start)
-            aligned[start : start + BLOCK_ROWS] = self.transform(unit)
-        return aligned
+            place = slice(start, start + BLOCK_ROWS)
+            unit = onto_sphere_(to_float64(rows[place]), first=start)
+            mapped[place] = move(unit, place)
+        return mapped
 
     def _means(self, source: Moments, target: Moments) -> tuple[Tensor, Tensor]:
         return torch.tensor(source.mean), torch.tensor(target.mean)
@@ -127,6 +211,52 @@ class AlignmentMap(nn.Module, ABC):
             return tensor.to(fn(tensor).device)
 
         return super()._apply(move_only, recurse)
+
+
+class RecentredMap(AlignmentMap):
+    """A map that ends with ReAlign's centroid step.
+
+        e' = Norm(place(y)),   z = Norm(e' - mean(e') + mu_x)
+
+    The mean of e' is taken over the fitting rows, in one more pass. `centroid=False` leaves the
+    step out: z = e'.
+    """
+
+    buffer_names = (*AlignmentMap.buffer_names, "centroid")
+    centroid: Tensor
+
+    def __init__(self, *, centroid: bool = True) -> None:
+        super().__init__()
+        self.has_centroid_step = centroid
+
+    def options(self) -> dict[str, Any]:
+        return {"centroid": self.has_centroid_step}
+
+    def fit(self, source: Cloud, target: Cloud) -> None:
+        """As the base, then `estimate`, then the centroid of the placed text rows."""
+        super().fit(source, target)
+        self.estimate(source, target)
+        self.centroid = self.target_mean.clone()
+        if self.has_centroid_step:
+            placed = moments_of_transformed(source.rows(), self.project)
+            self.centroid = torch.tensor(placed.mean)
+
+    @abstractmethod
+    def estimate(self, source: Cloud, target: Cloud) -> None:
+        """Set what `place` needs; moments are there already."""
+
+    @abstractmethod
+    def place(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
+        """Where unit text rows go before the first projection. May overwrite its argument."""
+
+    def project(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
+        """e' of unit text rows."""
+        return onto_sphere_(self.place(rows))
+
+    def move(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
+        if not self.has_centroid_step:
+            return self.place(rows)
+        return self.project(rows).add_(self.target_mean - self.centroid)
 
 
 def onto_sphere_(rows: Float64[Tensor, "n dim"], first: int = 0) -> Float64[Tensor, "n dim"]:

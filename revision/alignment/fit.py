@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from revision.alignment.base import AlignmentMap
-from revision.alignment.moments import Batches, moments_of
+from revision.alignment.base import AlignmentMap, Cloud
+from revision.alignment.moments import Batches, Second, moments_of
 from revision.alignment.storage import (
     CARD_NAME,
     feature_set_card,
@@ -55,13 +55,37 @@ def fit_alignment(alignment: AlignmentMap, sets: FeatureSets, directory: Path) -
     if (directory / CARD_NAME).exists():
         _check_same_fit(alignment, provenance, directory)
         return load_alignment(directory)
-    target = moments_of(passing(sets.target, "image moments"))
-    source = moments_of(passing(sets.source, "text moments"))
-    alignment.fit(source, target, lambda: passing(sets.source, "text centroid"))
-    provenance["source"]["rejected_rows"] = list(source.rejected)
-    provenance["target"]["rejected_rows"] = list(target.rejected)
+    if alignment.needs_pairs:
+        _check_pairs(sets, alignment.name)
+    source = _cloud(sets.source, "text", alignment.second_moments)
+    target = _cloud(sets.target, "image", alignment.second_moments)
+    alignment.fit(source, target)
+    provenance["source"]["rejected_rows"] = list(source.moments.rejected)
+    provenance["target"]["rejected_rows"] = list(target.moments.rejected)
     save_alignment(alignment, directory, provenance)
     return alignment
+
+
+def are_pairs(sets: FeatureSets) -> bool:
+    """Whether row i of both sets comes from the same record, for every i."""
+    if sets.source.num_rows != sets.target.num_rows:
+        return False
+    pairs = zip(sets.source.row_ids(), sets.target.row_ids(), strict=True)
+    return all(source == target for source, target in pairs)
+
+
+def _check_pairs(sets: FeatureSets, name: str) -> None:
+    if not are_pairs(sets):
+        raise ValueError(
+            f"alignment '{name}' is fitted on pairs, but the rows of {sets.source.directory} "
+            f"({sets.source.num_rows}) and {sets.target.directory} ({sets.target.num_rows}) do not "
+            "come from the same records in the same order; give paired sets or another method"
+        )
+
+
+def _cloud(reader: ShardReader, side: str, second: Second) -> Cloud:
+    moments = moments_of(passing(reader, f"{side} moments"), second=second)
+    return Cloud(moments, lambda: passing(reader, f"{side} rows"))
 
 
 def passing(reader: ShardReader, description: str) -> Batches:

@@ -12,7 +12,7 @@ import torch
 from revision.alignment.apply import rejections_at
 from revision.alignment.base import AlignmentMap
 from revision.alignment.figure import draw_gap
-from revision.alignment.fit import FeatureSets, passing
+from revision.alignment.fit import FeatureSets, are_pairs, passing
 from revision.alignment.geometry import (
     HeldOut,
     aligned_moments,
@@ -56,7 +56,7 @@ def write_report(
 
 def measure_held_out(alignment: AlignmentMap, sets: FeatureSets) -> HeldOut:
     """The held-out gap; rows count as pairs where the record ids of both sets agree in order."""
-    measure = held_out_pairs if _are_pairs(sets) else held_out
+    measure = held_out_pairs if are_pairs(sets) else held_out
     text, image = (passing(r, f"held-out {side} rows") for side, r in sets._asdict().items())
     return measure(alignment, text, image)
 
@@ -105,13 +105,6 @@ def _rejections(
     if unseen is not None and measured is not None:
         yield from rejections_at(unseen.source, measured.rejected_source)
         yield from rejections_at(unseen.target, measured.rejected_target)
-
-
-def _are_pairs(sets: FeatureSets) -> bool:
-    if sets.source.num_rows != sets.target.num_rows:
-        return False
-    pairs = zip(sets.source.row_ids(), sets.target.row_ids(), strict=True)
-    return all(source == target for source, target in pairs)
 
 
 def _inputs(

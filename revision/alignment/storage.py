@@ -13,16 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from revision.alignment.base import AlignmentMap
-from revision.alignment.mean_shift import MeanShift
-from revision.alignment.none import NoAlignment
-from revision.alignment.realign import ReAlign
+from revision.alignment.methods import method
 from revision.files import write_bytes
 from revision.shards import Header
 
 SCHEMA_VERSION = 1
 TENSORS_NAME = "alignment.safetensors"
 CARD_NAME = "alignment.json"
-MAPS: dict[str, type[AlignmentMap]] = {m.name: m for m in (NoAlignment, MeanShift, ReAlign)}
 
 
 def save_alignment(
@@ -51,11 +48,7 @@ def load_alignment(directory: str | Path) -> AlignmentMap:
     """
     directory = Path(directory)
     card = read_card(directory)
-    if card["name"] not in MAPS:
-        raise ValueError(
-            f"{directory}: unknown alignment {card['name']!r}; known are {', '.join(MAPS)}"
-        )
-    alignment = MAPS[card["name"]](**card["options"])
+    alignment = method(card["name"])(**card["options"])
     try:
         content = (directory / TENSORS_NAME).read_bytes()
         tensors = load(content)

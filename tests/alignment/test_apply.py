@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from revision.alignment import MeanShift, ReAlign, apply_alignment, moments_of
+from revision.alignment import Cloud, MeanShift, ReAlign, apply_alignment
 from revision.alignment.apply import rejections_at
 from revision.records import Record
 from revision.shards import ShardReader, ShardWriter, read_header, verify, write_header
@@ -14,7 +14,7 @@ from tests.feature_sets import ENCODER, damage, read_rows, write_set
 @pytest.fixture
 def alignment(text, image) -> ReAlign:
     realign = ReAlign()
-    realign.fit(moments_of([text]), moments_of([image]), lambda: [text])
+    realign.fit(Cloud.of(text), Cloud.of(image))
     return realign
 
 
@@ -67,7 +67,7 @@ def test_killed_between_shards_it_resumes_to_the_same_bytes(tmp_path, sets, alig
 def test_another_map_or_source_is_refused(tmp_path, sets, text, image, alignment):
     apply_alignment(alignment, sets[0], tmp_path / "out")
     shift = MeanShift()
-    shift.fit(moments_of([text]), moments_of([image]), lambda: [text])
+    shift.fit(Cloud.of(text), Cloud.of(image))
     with pytest.raises(ValueError, match="begun with other alignment"):
         apply_alignment(shift, sets[0], tmp_path / "out")
     other = write_set(tmp_path / "other", text[:100], "text")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from revision.alignment import AlignmentMap, MeanShift, NoAlignment, ReAlign, moments_of
+from revision.alignment import AlignmentMap, Cloud, MeanShift, NoAlignment, ReAlign, moments_of
 from revision.alignment.geometry import aligned_moments
 from tests.feature_sets import cloud
 
@@ -19,7 +19,7 @@ MAPS = [
 
 def fitted(make, text: np.ndarray, image: np.ndarray) -> AlignmentMap:
     alignment = make()
-    alignment.fit(moments_of([text]), moments_of([image]), lambda: [text])
+    alignment.fit(Cloud.of(text), Cloud.of(image))
     return alignment
 
 
@@ -57,7 +57,9 @@ def test_a_row_does_not_depend_on_its_batch(make):
 def test_batches_of_the_fit_do_not_change_a_bit(make, text, image):
     whole, pieces = fitted(make, text, image), make()
     cut = np.array_split(text, 6)
-    pieces.fit(moments_of(cut), moments_of(np.array_split(image, 5)), lambda: cut)
+    pieces.fit(
+        Cloud(moments_of(cut), lambda: cut), Cloud(moments_of(np.array_split(image, 5)), list)
+    )
     for name, buffer in whole.state_dict().items():
         assert torch.equal(buffer, pieces.state_dict()[name]), name
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from revision.alignment import MeanShift, NoAlignment, ReAlign, moments_of
+from revision.alignment import Cloud, MeanShift, NoAlignment, ReAlign, moments_of
 from revision.alignment.geometry import (
     aligned_moments,
     gap_numbers,
@@ -20,7 +20,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 def fitted(cls, text, image):
     alignment = cls()
-    alignment.fit(moments_of([text]), moments_of([image]), lambda: [text])
+    alignment.fit(Cloud.of(text), Cloud.of(image))
     return alignment
 
 

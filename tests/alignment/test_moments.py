@@ -5,7 +5,9 @@ import torch
 from revision.alignment.moments import (
     GRID_ROWS,
     Moments,
+    MomentSums,
     bad_rows,
+    exact_sums,
     grid,
     moments_of,
     moments_of_transformed,
@@ -43,9 +45,69 @@ def test_batches_do_not_change_a_bit(cuts):
     assert whole.mean_square == pieces.mean_square
 
 
-def test_order_of_rows_changes_nothing_beyond_rounding(text):
+def test_order_of_rows_does_not_change_a_bit(text):
     shuffled = moments_of([np.random.default_rng(0).permutation(text)])
-    assert np.abs(shuffled.mean - moments_of([text]).mean).max() < 1e-12
+    assert np.array_equal(shuffled.mean, moments_of([text]).mean)
+    assert shuffled.trace == moments_of([text]).trace
+
+
+@pytest.mark.parametrize("cuts", [[1], [100], [7, 8, 150]])
+def test_sums_of_parts_merge_exactly_in_any_order(text, cuts):
+    rows = torch.tensor(unit(text))
+    whole = exact_sums(rows.clone())
+    parts = [exact_sums(torch.tensor(p)) for p in np.split(unit(text), cuts)]
+    backwards = parts.pop()
+    while parts:
+        backwards = backwards + parts.pop()
+    assert np.array_equal(backwards.limbs, whole.limbs)
+    assert (backwards.count, backwards.square_sum) == (whole.count, whole.square_sum)
+    assert np.array_equal(whole.mean, moments_of([text]).mean)
+
+
+def test_sums_hold_more_rows_than_64_bits_would():
+    one = exact_sums(torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64))
+    many = one
+    for _ in range(36):
+        many = many + many
+    assert many.count == 2**36
+    assert np.array_equal(many.mean, [1, -1, 0])
+    assert many.mean_square == 2
+
+
+def test_sums_refuse_another_width():
+    with pytest.raises(ValueError, match="width 3 and 4"):
+        exact_sums(torch.ones(2, 3).double()) + exact_sums(torch.ones(2, 4).double())
+
+
+def test_the_rounding_is_far_below_float32(text):
+    rows = unit(text)
+    sums = exact_sums(torch.tensor(rows))
+    assert isinstance(sums, MomentSums)
+    assert np.abs(sums.mean - rows.mean(0)).max() < 2.0**-44
+
+
+@pytest.mark.parametrize("cuts", [[1], [17, 200]])
+def test_covariance_equals_the_two_pass_one(text, cuts):
+    moments = moments_of(np.split(text, cuts), second="covariance")
+    expected = np.cov(unit(text).T, bias=True)
+    assert np.abs(moments.covariance - expected).max() < 1e-14
+    assert np.abs(moments.variance - np.diag(expected)).max() < 1e-14
+    assert moments.trace == pytest.approx(np.trace(moments.covariance), rel=1e-12)
+    diagonal = moments_of(np.split(text, cuts), second="diagonal")
+    assert np.abs(diagonal.variance - np.diag(expected)).max() < 1e-14
+
+
+def test_merge_carries_the_covariance(text):
+    one, two = (moments_of([p], second="covariance") for p in np.split(text, [70]))
+    whole = moments_of([text], second="covariance")
+    assert np.abs(one.merge(two).covariance - whole.covariance).max() < 1e-14
+    assert one.merge(moments_of([text])).second is None
+
+
+@pytest.mark.parametrize("second", ["trace", "diagonal"])
+def test_a_covariance_that_was_not_collected_is_refused(text, second):
+    with pytest.raises(ValueError, match="hold no covariance; collect"):
+        _ = moments_of([text], second=second).covariance
 
 
 def test_positive_rescaling_of_rows_changes_nothing(text):

@@ -20,5 +20,5 @@ class NoAlignment(AlignmentMap):
     def shift(self) -> Float64[Tensor, " dim"]:
         return self.source_mean.new_zeros(self.dim)
 
-    def transform(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
+    def move(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
         return rows

@@ -12,34 +12,39 @@ Letters: y text row, mu_x, mu_y image and text mean, T_x, T_y image and text tra
 
 from typing import Any, Literal, get_args
 
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from revision.alignment.base import AlignmentMap, SourceRows, onto_sphere_
-from revision.alignment.moments import Moments, moments_of_transformed
+from revision.alignment.base import EPSILON, Cloud, RecentredMap
+from revision.alignment.moments import Moments
 
-EPSILON = 1e-10  # of the public script; keeps a text cloud without spread from dividing by zero
 MeanPrecision = Literal["float64", "float32"]
 
 
-class ReAlign(AlignmentMap):
+class ReAlign(RecentredMap):
     """Anchor, trace and centroid step.
 
     `mean_precision="float32"` rounds both means as the public script does, and then reproduces its
-    float32 outputs exactly; the default keeps them, which moves outputs by about 1e-8.
+    float32 outputs exactly; the default keeps them, which moves outputs by about 1e-8. Without
+    `trace` the scale is 1, without `centroid` the last step is left out: the paper's ablation.
     """
 
     name = "realign"
-    buffer_names = (*AlignmentMap.buffer_names, "scale", "centroid")
+    buffer_names = (*RecentredMap.buffer_names, "scale")
     scale: Tensor
-    centroid: Tensor
 
-    def __init__(self, *, mean_precision: MeanPrecision = "float64") -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        mean_precision: MeanPrecision = "float64",
+        trace: bool = True,
+        centroid: bool = True,
+    ) -> None:
+        super().__init__(centroid=centroid)
         if mean_precision not in get_args(MeanPrecision):
             raise ValueError(f"mean_precision is float64 or float32, not {mean_precision!r}")
         self.mean_precision = mean_precision
+        self.has_trace_step = trace
 
     @property
     def gain(self) -> float:
@@ -50,21 +55,17 @@ class ReAlign(AlignmentMap):
         return self.target_mean / self.scale - self.source_mean  # a factor vanishes under Norm
 
     def options(self) -> dict[str, Any]:
-        return {"mean_precision": self.mean_precision}
+        own = {"mean_precision": self.mean_precision, "trace": self.has_trace_step}
+        return own | super().options()
 
-    def fit(self, source: Moments, target: Moments, source_rows: SourceRows) -> None:
-        """As the base, then the scale, then the centroid of the projected rows in one more pass."""
-        super().fit(source, target, source_rows)
-        self.scale = (self.target_trace / (self.source_trace + EPSILON)).sqrt()
-        self.centroid = torch.tensor(moments_of_transformed(source_rows(), self.project).mean)
+    def estimate(self, source: Cloud, target: Cloud) -> None:
+        """The scale."""
+        scale = (self.target_trace / (self.source_trace + EPSILON)).sqrt()
+        self.scale = scale if self.has_trace_step else scale.new_ones(())
 
-    def project(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
-        """Anchor and trace step in place: e' of unit rows y."""
+    def place(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
         offset = self.target_mean - self.scale * self.source_mean
-        return onto_sphere_(rows.mul_(self.scale).add_(offset))
-
-    def transform(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
-        return onto_sphere_(self.project(rows).add_(self.target_mean - self.centroid))
+        return rows.mul_(self.scale).add_(offset)
 
     def _means(self, source: Moments, target: Moments) -> tuple[Tensor, Tensor]:
         means = super()._means(source, target)

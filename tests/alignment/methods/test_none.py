@@ -1,13 +1,13 @@
 import numpy as np
 import torch
 
-from revision.alignment import NoAlignment, moments_of
+from revision.alignment import Cloud, NoAlignment
 from revision.alignment.geometry import aligned_moments
 
 
 def test_rows_are_only_normalised(text, image):
     alignment = NoAlignment()
-    alignment.fit(moments_of([text]), moments_of([image]), lambda: [text])
+    alignment.fit(Cloud.of(text), Cloud.of(image))
     rows = text.astype(np.float64)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     assert np.abs(alignment(torch.tensor(text)).numpy() - unit).max() < 1e-7

@@ -13,7 +13,7 @@ from typing import Any
 from jaxtyping import Float64
 from torch import Tensor
 
-from revision.alignment.base import AlignmentMap, onto_sphere_
+from revision.alignment.base import AlignmentMap
 
 
 class MeanShift(AlignmentMap):
@@ -34,5 +34,5 @@ class MeanShift(AlignmentMap):
     def options(self) -> dict[str, Any]:
         return {"strength": self.strength}
 
-    def transform(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
-        return onto_sphere_(rows.add_(self.shift))
+    def move(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
+        return rows.add_(self.shift)
