@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import align
-from revision.alignment import ReAlign, load_alignment, moments_of
+from revision.alignment import Cloud, ReAlign, load_alignment, moments_of
 from revision.config import compose
 from revision.shards import ShardReader
 from tests.feature_sets import cloud, damage, read_rows, write_set
@@ -55,7 +55,7 @@ def test_the_fit_from_shards_is_the_fit_from_memory(tmp_path, sets):
     out = run(sets, tmp_path / "out")
     text, image = read_rows(sets[0]), read_rows(sets[1])
     expected = ReAlign()
-    expected.fit(moments_of([text]), moments_of([image]), lambda: [text])
+    expected.fit(Cloud.of(text), Cloud.of(image))
     for name, buffer in load_alignment(out / "alignment").state_dict().items():
         assert torch.equal(buffer, expected.state_dict()[name]), name
 
