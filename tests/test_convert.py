@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
-from revision.alignment.realign import ReAlign
+from revision.alignment.fit import read_sets
+from revision.alignment.methods.realign import ReAlign
 from revision.alignment.storage import load_alignment, save_alignment
 from revision.conversion import export_pickles, import_pickles
 from revision.shards import ShardReader, ShardWriter, verify, write_header
@@ -173,6 +176,15 @@ def test_trace_pickles_alone_are_known_as_aligned(tmp_path):
     assert import_pickles(tmp_path / "in", tmp_path / "set").alignment["name"] == "realign"
 
 
+def test_rows_that_are_said_to_be_aligned_are_not_aligned_again(tmp_path):
+    write(tmp_path / "in" / "caption_embeddings_1.pkl", [text(0), text(1)])
+    import_pickles(tmp_path / "in", tmp_path / "texts", aligned="unicorn")
+    write(tmp_path / "img" / "image_embeds_1.pkl", [image(0), image(1)])
+    import_pickles(tmp_path / "img", tmp_path / "images")
+    with pytest.raises(ValueError, match=r"already aligned \(unicorn\)"):
+        read_sets(tmp_path / "texts", tmp_path / "images")
+
+
 def test_incomplete_statistics_are_refused(tmp_path):
     write(tmp_path / "in" / "x.pkl", [text(0)])
     write(tmp_path / "in" / "trace_stats.pkl", {"mu_txt": row(0)})
@@ -192,7 +204,7 @@ def test_a_record_with_several_rows_has_no_public_form(tmp_path):
 
 
 def test_a_map_that_the_public_code_lacks_has_no_statistics_file(tmp_path):
-    from revision.alignment.none import NoAlignment
+    from revision.alignment.methods.none import NoAlignment
 
     write(tmp_path / "in" / "x.pkl", [text(i) for i in range(3)])
     import_pickles(tmp_path / "in", tmp_path / "set" / "shards")
@@ -235,9 +247,23 @@ def test_the_command_line_converts_there_and_back(tmp_path, convert, capsys):
     same(read_all(tmp_path / "out"), records)
 
 
+def test_the_command_line_converts_what_clip_retrieval_wrote(tmp_path, convert, capsys):
+    for name in ("img_emb", "text_emb"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        np.save(tmp_path / "in" / name / f"{name}_0.npy", np.stack([row(0), row(1)]))
+    (tmp_path / "in" / "metadata").mkdir()
+    lines = pa.table({"image_path": ["a", "b"], "caption": ["c", "d"]})
+    parquet.write_table(lines, tmp_path / "in" / "metadata" / "metadata_0.parquet")
+    convert("format=clip_retrieval", "input=in", "output_dir=out")
+    printed = capsys.readouterr().out
+    assert "out: 2 image rows of width 5, 0 rejected" in printed
+    assert "out: 2 text rows of width 5, 0 rejected" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["format=clip_retrieval", "direction=export", "input=a", "output_dir=b"], "cannot export"),
         (["format=parquet", "input=in", "output_dir=set"], "format 'parquet'"),
         (["format=revision_pkl", "kind=sound", "input=pkl", "output_dir=set"], "not 'sound'"),
         (["format=revision_pkl", "direction=up", "input=in", "output_dir=set"], "cannot up"),

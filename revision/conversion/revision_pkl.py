@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from revision.alignment.base import AlignmentMap
-from revision.alignment.realign import ReAlign
+from revision.alignment.methods.realign import ReAlign
 from revision.alignment.storage import alignment_digest, load_alignment, save_alignment
 from revision.files import claim, explained, file_digest, replacing
 from revision.pickles import read_pickle
@@ -53,12 +53,15 @@ def import_pickles(
     *,
     kind: str = "auto",
     encoder: str = "unknown",
+    aligned: str | None = None,
     rows_per_shard: int = 65536,
 ) -> Header:
     """Convert a directory of public pickles; resumes at the first missing shard.
 
     With `trace_stats.pkl` in `input_dir` the result is laid out as `align.py` does it: the map in
-    `output_dir/alignment`, the rows in `output_dir/shards`.
+    `output_dir/alignment`, the rows in `output_dir/shards`. `aligned` names the map that the rows
+    have been through where nothing else says it, as for Unicorn's mean-shifted pickles, whose
+    names are those of the raw ones; `align.py` then refuses to align them a second time.
 
     Raises:
         ValueError: no record pickle, texts and images mixed, or another import owns `output_dir`.
@@ -83,7 +86,7 @@ def import_pickles(
         kind=chosen,
         encoder={"name": encoder, "format": "revision_pkl"},
         source={"input": str(input_dir), "sha256": digests},
-        alignment=_identity(alignment, files),
+        alignment=_identity(alignment, files, aligned),
         num_shards=num_shards,
     )
 
@@ -103,14 +106,16 @@ def _parts(name: str) -> list[str]:
     return re.split(r"(\d+)", name)
 
 
-def _identity(alignment: AlignmentMap | None, files: list[Path]) -> dict[str, Any] | None:
+def _identity(
+    alignment: AlignmentMap | None, files: list[Path], aligned: str | None
+) -> dict[str, Any] | None:
     """What the header says about the map the rows have been through."""
     if alignment is not None:
         digest = alignment_digest(alignment)
         return {"name": alignment.name, "options": alignment.options(), "sha256": digest}
     if all(file.stem.endswith("_trace") for file in files):  # the name embed_ReAlign.py gives
-        return {"name": "realign", "options": {}, "sha256": "unknown"}
-    return None
+        aligned = aligned or "realign"
+    return {"name": aligned, "options": {}, "sha256": "unknown"} if aligned else None
 
 
 def _read_list(path: Path) -> list[dict[str, Any]]:
@@ -118,7 +123,8 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise ValueError(
             f"{path}: holds a {type(content).__name__}, not a list of records; move it away if it "
-            "is not part of the data (a mean, statistics)"
+            "is not part of the data (the mean files of the public scripts are not needed: fitting "
+            "a map computes the mean again, in float64)"
         )
     return content
 
