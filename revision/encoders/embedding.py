@@ -33,6 +33,7 @@ from revision.shards import (
     check_rows,
     read_header,
 )
+from revision.training.launch import leave_process_group_at_exit
 
 SETS: dict[Side, str] = {"image": "images", "text": "texts"}
 
@@ -80,6 +81,7 @@ def embed_records(
         module = EmbeddingModule(encoder, plans, batch_size=batch_size, num_workers=num_workers)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        leave_process_group_at_exit()
         trainer = L.Trainer(
             accelerator=accelerator,
             devices=devices,

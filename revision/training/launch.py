@@ -5,6 +5,7 @@ Lightning starts the other processes of a run by repeating the command line. Tha
 the sweep or the script. Such a run is started as one `train.py` command with its whole config.
 """
 
+import atexit
 import os
 import subprocess
 import sys
@@ -59,3 +60,20 @@ def in_own_processes(script: str, config_yaml: str) -> None:
         done = subprocess.run([sys.executable, script, *where, *_PLAIN_HYDRA])
     if done.returncode:
         raise ValueError(f"the run failed with exit status {done.returncode}; see above")
+
+
+def leave_process_group_at_exit() -> None:
+    """Leave the group of processes while Python still runs.
+
+    Threads that gloo leaves behind abort the process after its result was written, with
+    `terminate called without an active exception` and status -6 (pytorch/pytorch#190489).
+    Lightning leaves the group by itself only under NCCL.
+    """
+    atexit.register(_leave_process_group)
+
+
+def _leave_process_group() -> None:
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -5,7 +5,6 @@ A run directory holds `config.yaml`, `metrics.csv`, `checkpoints/` while it trai
 checkpoint, or says that the run is done.
 """
 
-import atexit
 import logging
 import warnings
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from revision.training.checkpoint import (
     checkpoint_step,
     latest_checkpoint,
 )
+from revision.training.launch import leave_process_group_at_exit
 from revision.training.leftovers import CHECKPOINTS
 from revision.training.metrics_file import MetricsFile, truncate_metrics
 from revision.training.module import TrainingModule
@@ -103,7 +103,7 @@ def make_trainer(
     run_dir.mkdir(parents=True, exist_ok=True)
     val_every = settings.val_every or total_steps
     data_wait = DataWait()
-    atexit.register(_leave_process_group)
+    leave_process_group_at_exit()
     return L.Trainer(
         default_root_dir=run_dir,
         accelerator=settings.accelerator,
@@ -157,16 +157,6 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     assert trainer.global_step == module.total_steps, "the data plan is shorter than the run"
     return result.weights
-
-
-def _leave_process_group() -> None:
-    """At exit, while Python still runs: threads that gloo leaves behind abort the process.
-
-    `terminate called without an active exception`, status -6, after the result was written
-    (pytorch/pytorch#190489). Lightning leaves the group by itself only under NCCL.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 @rank_zero_only
