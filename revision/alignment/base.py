@@ -86,6 +86,19 @@ class AlignmentMap(nn.Module, ABC):
         """Whether rows depend on their keys."""
         return self.noise is not None
 
+    def add_noise(self, noise: Noise) -> None:
+        """Let text rows be disturbed by `noise` from now on.
+
+        Raises:
+            ValueError: they are already; the noise of one of the two would have been lost.
+        """
+        if self.is_random:
+            raise ValueError(
+                f"alignment '{self.name}' is random already and takes no second noise; leave "
+                "noise= out, or choose a method without noise of its own (mean_shift, collapse)"
+            )
+        self.noise = noise
+
     @property
     def dim(self) -> int:
         return len(self.source_mean)
@@ -141,6 +154,13 @@ class AlignmentMap(nn.Module, ABC):
         """Where unit image rows go before the projection: nowhere, unless `changes_images`."""
         return rows
 
+    def disturb(
+        self, rows: Float64[Tensor, "n dim"], keys: Int64[Tensor, " n"]
+    ) -> Float64[Tensor, "n dim"]:
+        """Moved text rows with the noise of their keys; called only where `is_random`."""
+        assert self.noise is not None
+        return rows + self.noise.draw(keys, rows.shape[1]).to(rows.device)
+
     def transform(
         self, rows: Float64[Tensor, "n dim"], keys: Int64[Tensor, " n"] | None = None
     ) -> Float64[Tensor, "n dim"]:
@@ -150,13 +170,13 @@ class AlignmentMap(nn.Module, ABC):
             ValueError: keys are missing, or a row is moved to the origin.
         """
         moved = self.move(rows)
-        if self.noise is not None:
+        if self.is_random:
             if keys is None:
                 raise ValueError(
                     f"alignment '{self.name}' adds noise to each row by its key, and got no keys; "
                     "give row_keys(ids, epoch), or the noise would depend on the batch"
                 )
-            moved = moved + self.noise.draw(keys, moved.shape[1]).to(moved.device)
+            moved = self.disturb(moved, keys)
         return onto_sphere_(moved) if self.normalize else moved
 
     @torch.no_grad()

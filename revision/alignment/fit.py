@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from revision.alignment.base import AlignmentMap, Cloud
 from revision.alignment.moments import Batches, Second, moments_of
+from revision.alignment.noise import noise_card
 from revision.alignment.storage import (
     CARD_NAME,
     feature_set_card,
@@ -107,8 +108,9 @@ def _check_one_encoder(source: ShardReader, target: ShardReader) -> None:
 
 def _check_same_fit(alignment: AlignmentMap, provenance: dict[str, Any], directory: Path) -> None:
     card = read_card(directory)
-    wanted = {"name": alignment.name, "options": alignment.options()}
-    differences = [f"{k} {card[k]!r}, not {wanted[k]!r}" for k in wanted if card[k] != wanted[k]]
+    noise = noise_card(alignment.noise)
+    wanted = {"name": alignment.name, "options": alignment.options(), "noise": noise}
+    differences = [f"{k} {card.get(k)!r}, not {v!r}" for k, v in wanted.items() if card.get(k) != v]
     for side, description in provenance.items():
         if card["provenance"].get(side, {}).get("shards") != description["shards"]:
             differences.append(f"other {side} shards")

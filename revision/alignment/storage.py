@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from revision.alignment.base import AlignmentMap
 from revision.alignment.methods import method
+from revision.alignment.noise import noise_card, noise_of
 from revision.files import write_bytes
 from revision.shards import Header
 
@@ -31,6 +32,7 @@ def save_alignment(
         "schema_version": SCHEMA_VERSION,
         "name": alignment.name,
         "options": alignment.options(),
+        "noise": noise_card(alignment.noise),
         "dim": alignment.dim,
         "statistics": statistics(alignment),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -49,6 +51,8 @@ def load_alignment(directory: str | Path) -> AlignmentMap:
     directory = Path(directory)
     card = read_card(directory)
     alignment = method(card["name"])(**card["options"])
+    if card.get("noise"):
+        alignment.noise = noise_of(card["noise"])
     try:
         content = (directory / TENSORS_NAME).read_bytes()
         tensors = load(content)
@@ -85,9 +89,12 @@ def read_card(directory: Path) -> dict[str, Any]:
 
 
 def alignment_digest(alignment: AlignmentMap) -> str:
-    """Identity of a fitted map: name, options and every bit of its buffers."""
-    method = json.dumps([alignment.name, alignment.options()], sort_keys=True).encode()
-    return hashlib.sha256(method + _tensors(alignment)).hexdigest()
+    """Identity of a fitted map: name, options, noise and every bit of its buffers."""
+    method: list[Any] = [alignment.name, alignment.options()]
+    if alignment.noise is not None:
+        method.append(noise_card(alignment.noise))
+    described = json.dumps(method, sort_keys=True).encode()
+    return hashlib.sha256(described + _tensors(alignment)).hexdigest()
 
 
 def statistics(alignment: AlignmentMap) -> dict[str, int | float]:
