@@ -31,24 +31,25 @@ SINGULAR = 1e-10  # share of the largest eigenvalue that rounding alone reaches,
 TILE_ROWS = 16
 
 
-def check_rows(source: Moments, target: Moments, directions: int) -> None:
-    """Refuse moments of too few rows for `directions` eigenvectors, and warn of few.
+def check_rows(directions: int, **sides: Moments) -> None:
+    """Refuse sides of too few rows for `directions` eigenvectors, and warn of few.
 
     Raises:
         ValueError: fewer than directions + 1 rows on a side.
     """
-    for side, count in (("source", source.count), ("target", target.count)):
-        if count <= directions:
+    for side, moments in sides.items():
+        if moments.count <= directions:
             raise ValueError(
-                f"{count} {side} rows span at most {count - 1} directions about their mean, "
-                f"{directions} are needed: some would be noise of rounding; fit on at least "
-                f"{directions + 1} rows, better {ROWS_PER_DIRECTION * directions}"
+                f"{moments.count} {side} rows span at most {moments.count - 1} directions about "
+                f"their mean, {directions} are needed: some would be noise of rounding; fit on at "
+                f"least {directions + 1} rows, better {ROWS_PER_DIRECTION * directions}"
             )
-        if count < ROWS_PER_DIRECTION * directions:
+        if moments.count < ROWS_PER_DIRECTION * directions:
             warnings.warn(
-                f"{count} {side} rows for {directions} directions: below "
-                f"{ROWS_PER_DIRECTION * directions} the small eigenvalues of a covariance are "
-                "mostly noise; fit on more rows or raise the ridge",
+                f"{moments.count} {side} rows for {directions} directions: below "
+                f"{ROWS_PER_DIRECTION * directions} the small eigenvalues of a covariance and "
+                "their axes are mostly noise; fit on more rows, raise the ridge, or use fewer "
+                "directions where the method lets you",
                 stacklevel=3,
             )
 
@@ -140,7 +141,7 @@ class CovarianceMap(RecentredMap):
 
     def estimate(self, source: Cloud, target: Cloud) -> None:
         """W, from covariances of which each keeps its own trace under the ridge."""
-        check_rows(source.moments, target.moments, self.dim)
+        check_rows(self.dim, source=source.moments, target=target.moments)
         text, image = source.moments.covariance, target.moments.covariance
         matrix = self.linear(shrink(text, self.ridge), shrink(image, self.ridge))
         self.matrix = torch.tensor(matrix)

@@ -114,11 +114,11 @@ def test_too_few_rows_are_refused_and_few_are_warned_of(recwarn):
         return moments_of([cloud(0, count, DIM)])
 
     with pytest.raises(ValueError, match=r"^12 target rows .* 11 .* 12 are needed.* 13 .* 120$"):
-        check_rows(moments(200), moments(DIM), DIM)
-    check_rows(moments(120), moments(120), DIM)
+        check_rows(DIM, source=moments(200), target=moments(DIM))
+    check_rows(DIM, source=moments(120), target=moments(120))
     assert not recwarn.list
     with pytest.warns(UserWarning, match="^119 source rows for 12 directions: below 120"):
-        check_rows(moments(119), moments(120), DIM)
+        check_rows(DIM, source=moments(119))
 
 
 @pytest.mark.parametrize("ridge", [-1e-4, float("nan"), float("inf")])

@@ -85,7 +85,7 @@ class BlockCovariance(RecentredMap):
     def estimate(self, source: Cloud, target: Cloud) -> None:
         """The frame, then M from the covariance of e1, which takes a pass of its own."""
         text, image = source.moments, target.moments
-        check_rows(text, image, self.dim)
+        check_rows(self.dim, source=text, target=image)
         frame = reference_frame(
             text.covariance, image.covariance, rank=self.rank, energy=self.energy
         )

@@ -12,19 +12,20 @@ Source: arXiv:2603.29080, as quoted by third parties, who give no k; the joint b
 (the rank of the reference frame) are this project's.
 Costs 2 passes over text (moments, apply) and 1 over images; two d x d covariances (13 MB each at
 d = 1280) while fitting, one eigendecomposition (d^3), d additions a row. Needs no pairs, but more
-than k rows a side.
+than k rows of each cloud whose directions are taken.
 Letters: y text row, mu_x, mu_y image and text mean, a strength, k number of directions, d width.
 """
 
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from revision.alignment.base import AlignmentMap, Cloud
 from revision.alignment.covariance import check_rows
-from revision.alignment.moments import Second
+from revision.alignment.moments import Moments, Second
 from revision.geometry.frame import principal_axes
 
 Basis = Literal["own", "joint"]
@@ -76,16 +77,17 @@ class OrthogonalGap(AlignmentMap):
                 f"{self.num_directions} principal directions asked of rows of width {self.dim}; "
                 f"set num_directions to at most {self.dim}"
             )
-        check_rows(source.moments, target.moments, self.num_directions)
-        directions = torch.tensor(self._axes(source, target)[:, : self.num_directions].copy())
+        axes = self._axes(source.moments, target.moments)
+        directions = torch.tensor(axes[:, : self.num_directions])
         gap = self.source_mean - self.target_mean
         self.orthogonal_gap = gap - directions @ (directions.T @ gap)
 
-    def _axes(self, source: Cloud, target: Cloud) -> Any:
-        covariance = source.moments.covariance
-        if self.basis == "joint":
-            covariance = covariance + target.moments.covariance
-        return principal_axes(covariance)[1]
+    def _axes(self, source: Moments, target: Moments) -> Float64[np.ndarray, "dim dim"]:
+        if self.basis == "own":
+            check_rows(self.num_directions, source=source)
+            return principal_axes(source.covariance)[1]
+        check_rows(self.num_directions, source=source, target=target)
+        return principal_axes(source.covariance + target.covariance)[1]
 
     def move(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
         return rows.add_(self.shift)

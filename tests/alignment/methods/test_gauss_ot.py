@@ -86,11 +86,14 @@ def test_mean_squared_displacement_is_the_wasserstein_distance(text, image, cova
 
 
 def test_transport_moves_less_than_whitening_and_colouring(text, image):
+    """Where the axes of the clouds differ: 0.728 against 0.734 here."""
+    turn = np.linalg.qr(np.random.default_rng(3).standard_normal((DIM, DIM)))[0]
+    turned = Cloud.of(next(iter(image.rows())) @ turn)
     transport, colouring = (
-        displacement(fitted(method, text, image, ridge=0.0), text)
+        displacement(fitted(method, text, turned, ridge=0.0), text)
         for method in (GaussianTransport, WhiteningColouring)
     )
-    assert transport < colouring
+    assert transport < colouring - 1e-3
 
 
 def test_commuting_covariances_give_the_matrix_of_wct():

@@ -77,6 +77,14 @@ def test_fewer_rows_than_the_width_do_if_directions_are_few(text, image):
         fitted(OrthogonalGap, few, image, num_directions=8)
 
 
+def test_image_rows_count_only_where_their_covariance_is_used(text, recwarn):
+    few = Cloud.of(cloud(3, 8, DIM, mean=0.3))
+    fitted(OrthogonalGap, text, few, num_directions=8)
+    assert not recwarn.list
+    with pytest.raises(ValueError, match="8 target rows"):
+        fitted(OrthogonalGap, text, few, num_directions=8, basis="joint")
+
+
 def test_impossible_options_are_refused(text, image):
     with pytest.raises(ValueError, match=r"between 0 and 1, not 1\.5"):
         OrthogonalGap(strength=1.5)
