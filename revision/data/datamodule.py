@@ -69,6 +69,20 @@ class PlannedDataModule(L.LightningDataModule):
             return self.max_steps
         return self.epochs * self._plan(0, world_size).steps_per_epoch
 
+    def first_batches(self, count: int) -> list[Any]:
+        """The first batches of the first epoch, fewer where it has fewer, for one process."""
+        plan = self._plan(0, 1)
+        windows = [plan.window(step) for step in range(min(count, plan.steps_per_epoch))]
+        return [self.sources[0].batch(numbers) for window in windows for numbers in window]
+
+    def held_out_batches(self) -> list[Any]:
+        """All held-out records in their order; no batch where there are none."""
+        held_out = self.sources[1]
+        if held_out is None:
+            return []
+        dataset = HeldOutDataset(held_out, batch_size=self.val_batch_size)
+        return [batch for index in range(len(dataset)) for batch in dataset[index]]
+
     def prepare_data(self) -> None:
         """Check and index the data once, before the other processes look at it."""
         _ = self.sources

@@ -17,6 +17,8 @@ Letters: v, t unit rows of pictures and texts; s logit scale; n pairs in a batch
 """
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,11 +42,45 @@ class Sides(Protocol):
     def __getitem__(self, side: str, /) -> Tensor: ...
 
 
-class ContrastiveHeads(nn.Module):
-    """Two linear heads and a logit scale, `scale` fixed or the start of a learned one.
+class ContrastiveModel(nn.Module, ABC):
+    """Two sides and a logit scale, trained on pairs by symmetric InfoNCE.
 
     The negatives of a pair are the other pairs of the batch on the same device.
     """
+
+    log_scale: nn.Parameter
+
+    @abstractmethod
+    def embed(self, batch: Sides) -> tuple[Tensor, Tensor]:
+        """Unit rows (n, D) of pictures and of texts, row i of both one pair."""
+
+    @property
+    def scale(self) -> Tensor:
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+    def forward(self, batch: Sides) -> LossSum:
+        images, texts = self.embed(batch)
+        logits = self.scale * images @ texts.T
+        own = torch.arange(len(logits), device=logits.device)
+        losses = [functional.cross_entropy(z, own, reduction="none") for z in (logits, logits.T)]
+        per_pair = (losses[0] + losses[1]) / 2
+        return LossSum(per_pair.sum(), len(own), per_pair.detach())
+
+    @torch.no_grad()
+    def embed_all(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        """The rows of all batches, in evaluation mode, which is left as it was found."""
+        modes = {part: part.training for part in self.modules()}
+        self.eval()
+        device = self.log_scale.device
+        sides = [self.embed(batch.to(device)) for batch in batches]
+        for part, mode in modes.items():
+            part.training = mode
+        images, texts = zip(*sides, strict=True)
+        return torch.cat(images), torch.cat(texts)
+
+
+class ContrastiveHeads(ContrastiveModel):
+    """Two linear heads and a logit scale, `scale` fixed or the start of a learned one."""
 
     def __init__(
         self,
@@ -60,15 +96,9 @@ class ContrastiveHeads(nn.Module):
         self.text_head = Head(text_dim, dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
 
-    def forward(self, batch: Sides) -> LossSum:
-        """`batch["image"]` (n, D_v) and `batch["text"]` (n, D_t), row i of both one pair."""
-        images = self.image_head(batch["image"])
-        texts = self.text_head(batch["text"])
-        logits = self.log_scale.exp().clamp(max=MAX_SCALE) * images @ texts.T
-        own = torch.arange(len(logits), device=logits.device)
-        losses = [functional.cross_entropy(z, own, reduction="none") for z in (logits, logits.T)]
-        per_pair = (losses[0] + losses[1]) / 2
-        return LossSum(per_pair.sum(), len(own), per_pair.detach())
+    def embed(self, batch: Sides) -> tuple[Tensor, Tensor]:
+        """Of `batch["image"]` (n, D_v) and `batch["text"]` (n, D_t), rows of the towers."""
+        return self.image_head(batch["image"]), self.text_head(batch["text"])
 
 
 @torch.no_grad()
@@ -128,7 +158,7 @@ def write_encoder(
     set to what `retrieval` measured on it (with `num_pairs`). What stood in `directory` is
     replaced, in one step.
     """
-    scale = heads.log_scale.exp().clamp(max=MAX_SCALE).item()
+    scale = heads.scale.item()
     kind = "learned" if heads.log_scale.requires_grad else "fixed"
     card = {
         "training": training | {"logit_scale": round(scale, 4), "logit_scale_kind": kind},

@@ -149,8 +149,8 @@ def fit(
         check_same_processes(checkpoint, trainer)
         say(f"Continuing after step {checkpoint_step(checkpoint)} of {module.total_steps}")
     if trainer.is_global_zero:
-        step = 0 if checkpoint is None else checkpoint_step(checkpoint)
-        truncate_metrics(run_dir / METRICS, step)
+        last_kept = -1 if checkpoint is None else checkpoint_step(checkpoint)
+        truncate_metrics(run_dir / METRICS, last_kept)
     result = _GatherResult()
     trainer.callbacks.append(result)  # type: ignore[attr-defined]
     state = None if checkpoint is None else checkpoint / "state"
