@@ -10,10 +10,16 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from revision.data.datamodule import PairedRowsDataModule
+from revision.data.datamodule import PairedRowsDataModule, PlannedDataModule
 from revision.encoders.composed import TowerPair
-from revision.encoders.contrastive import ContrastiveHeads, retrieval, write_encoder
+from revision.encoders.contrastive import (
+    ContrastiveHeads,
+    ContrastiveModel,
+    retrieval,
+    write_encoder,
+)
 from revision.training.callbacks import log_metrics
+from revision.training.gap_tracking import GapTracking
 from revision.training.jobs import Build, check_encoder, data_plan, with_weights
 from revision.training.launch import num_local_processes
 
@@ -25,10 +31,11 @@ class ContrastiveJob:
         self.data, self.towers = data, towers
         self.make_model = partial(_new_heads, cfg, towers)
         self.model = self.make_model()
+        self.tracking = gap_tracking(cfg, self.model, data)
 
     @property
     def callbacks(self) -> list[L.Callback]:
-        return [Geometry(self)]
+        return [Geometry(self), *self.tracking]
 
     def prepare(self, batch: Any) -> Any:
         return batch
@@ -99,6 +106,13 @@ def contrastive_job(cfg: Any, build: Build) -> ContrastiveJob:
     for directory in data.train_pair:
         check_encoder(directory, towers)
     return ContrastiveJob(cfg, data, towers)
+
+
+def gap_tracking(cfg: Any, model: ContrastiveModel, data: PlannedDataModule) -> list[GapTracking]:
+    """What `stage.track` asks for: one callback, or none."""
+    if cfg.stage.track.every is None:
+        return []
+    return [GapTracking(model, data, **cfg.stage.track)]
 
 
 def _check_batches_are_whole(cfg: Any) -> None:
