@@ -3,6 +3,8 @@
     z = Norm(y)
 
 Source: "No Align" of arXiv:2602.07026, Tab. 1.
+Cost: one pass over each modality, whose moments only reports need.
+Needs no pairs.
 """
 
 from jaxtyping import Float64

@@ -7,6 +7,9 @@ Source: arXiv:2602.07026v3, Sec. 4; Yu-xm/ReVision@2d26f3a embed_ReAlign.py:159-
 Departs from the script in three points: traces come from the same pass as the means (3 passes over
 text and 1 over images instead of 4 and 2); means stay in float64 unless `mean_precision` asks for
 the script's float32; bad rows are rejected, where the script writes them out as one constant row.
+Cost: one pass over each modality and one more over text for the centroid; applying is two
+multiplications and additions per number and two norms per row.
+Needs no pairs.
 Letters: y text row, mu_x, mu_y image and text mean, T_x, T_y image and text trace, s scale.
 """
 
