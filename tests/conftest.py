@@ -4,6 +4,7 @@ from jaxtyping import install_import_hook
 
 SHAPED = (
     "alignment",
+    "geometry",
     "encoders",
     "models",
     "shards",
