@@ -107,8 +107,8 @@ def test_random_directions_are_nearly_orthogonal(dim, angle):
 
 
 def test_concentration_is_that_of_the_maximum_likelihood_fit():
-    """The closed form approximates it; measured 0.1 % apart."""
+    """The closed form approximates it; measured 1.6 % apart."""
     rows = vonmises_fisher(np.eye(8)[0], 20, seed=0).rvs(300)
-    assert concentration(3 * rows) == pytest.approx(vonmises_fisher.fit(rows)[1], rel=0.02)
+    assert concentration(3 * rows) == pytest.approx(vonmises_fisher.fit(rows)[1], rel=0.03)
     assert concentration(np.concatenate([rows, -rows])) < 1e-12
     assert concentration(np.tile(rows[:1], (4, 1))) == np.inf

@@ -108,7 +108,7 @@ def test_sampling_null_of_kappa(dim, count, null):
 def test_isotropic_samples_have_the_kappa_of_the_null():
     rows = np.random.default_rng(0).standard_normal((300, 30))
     ratio = kappa_eff(eigenvalues(covariance_of(rows))) / kappa_null(30, 300)
-    assert 0.75 < ratio < 1.25  # measured 0.95
+    assert 0.75 < ratio < 1.25  # measured 0.90
     few = kappa_eff(eigenvalues(covariance_of(rows[:20])))
     assert 0.5 < few / kappa_null(30, 20) < 2
 

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from revision.geometry.phantom import phantom_drift, second_order_drift
+from tests.geometry.clouds import pairs, unit
+
+MEAN = np.array([0.3, -0.2, 0.1, 0.25, 0, 0, 0.1, 0.05])
+
+
+def around(mean: np.ndarray, share: float, *, isotropic: bool = False) -> np.ndarray:
+    """Antithetic Gaussian rows with tr S = share * |mean|^2, so their mean is exact."""
+    half = np.random.default_rng(0).standard_normal((20_000, len(mean)))
+    if not isotropic:
+        half *= np.arange(1, len(mean) + 1) ** -0.7
+    half *= np.sqrt(share * (mean @ mean) / (half**2).sum(1).mean())
+    return mean + np.concatenate([half, -half])
+
+
+def test_two_points_of_the_plane_drift_as_computed_by_hand():
+    rows = np.array([[1.0, 0.6], [1.0, -0.6]])
+    found = phantom_drift(rows)
+    assert found.drift == pytest.approx([1 / np.sqrt(1.36) - 1, 0])
+    assert found.expansion == pytest.approx([-0.18, 0])
+    assert found.relative_spread == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("share", "error"), [(1e-3, 0.003), (1e-2, 0.015), (0.1, 0.15)])
+def test_expansion_is_good_for_a_small_spread(share, error):
+    assert phantom_drift(around(MEAN, share)).expansion_error < error
+
+
+@pytest.mark.parametrize("share", [1.0, 6.0])
+def test_expansion_is_useless_for_the_spread_of_real_rows(share):
+    """|e| / r is 2 to 3.5 for contrastive encoders; already at 1 the error is more than half."""
+    found = phantom_drift(around(MEAN, share))
+    assert found.expansion_error > 0.5
+    assert found.relative_spread == pytest.approx(np.sqrt(share), rel=1e-6)
+
+
+def test_an_isotropic_cloud_drifts_along_its_mean():
+    expansion = second_order_drift(MEAN, 0.01 * np.eye(8))
+    axis = MEAN / np.linalg.norm(MEAN)
+    assert np.abs(expansion - (expansion @ axis) * axis).max() < 1e-15
+    found = phantom_drift(around(MEAN, 0.5, isotropic=True)).drift
+    tangential = found - (found @ axis) * axis
+    assert np.linalg.norm(tangential) < 0.02 * np.linalg.norm(found)
+
+
+def test_tangential_part_of_the_expansion():
+    spread = np.cov(pairs(0, 50, 8)[0].T)
+    axis = MEAN / np.linalg.norm(MEAN)
+    across = np.eye(8) - np.outer(axis, axis)
+    expected = -across @ spread @ axis / (MEAN @ MEAN)
+    assert across @ second_order_drift(MEAN, spread) == pytest.approx(expected)
+
+
+def test_the_anchored_drift_is_another_vector():
+    text, image = pairs(1, 90)
+    anchor = image.mean(0)
+    placed = text - text.mean(0) + anchor
+    found = phantom_drift(placed, anchor)
+    mean = unit(placed).mean(0)
+    assert found.drift == pytest.approx(mean - unit(anchor[None])[0])
+    assert found.anchored == pytest.approx(mean - anchor)
+    assert np.linalg.norm(found.drift - found.anchored) == pytest.approx(1 - np.linalg.norm(anchor))
+    assert phantom_drift(placed).anchored == pytest.approx(found.anchored)
+
+
+def test_a_point_does_not_drift_and_scale_does_not_matter():
+    assert np.abs(phantom_drift(np.tile(MEAN, (3, 1))).drift).max() < 1e-15
+    rows = around(MEAN, 2.0)
+    assert phantom_drift(5 * rows).drift == pytest.approx(phantom_drift(rows).drift)
+
+
+def test_rows_at_the_origin_are_refused():
+    with pytest.raises(ValueError, match="1 of 3 rows lie at the origin"):
+        phantom_drift(np.array([[1.0, 0], [0, 0], [0, 1]]))
+    with pytest.raises(ValueError, match="mean has length 0"):
+        phantom_drift(np.array([[1.0, 0], [-1, 0]]))
