@@ -104,7 +104,7 @@ def spread(
     return float(np.sqrt(np.sum((matrix @ covariance) * matrix)))
 
 
-def times(rows: Float64[Tensor, "n dim"], matrix: Float64[Tensor, "dim dim"]) -> Tensor:
+def times(rows: Float64[Tensor, "n dim"], matrix: Float64[Tensor, "out dim"]) -> Tensor:
     """`matrix` applied to every row, with a result that does not depend on the other rows.
 
     Matrix products take rows in tiles and finish an incomplete tile by other code, which rounds
