@@ -13,30 +13,36 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from revision.alignment.moments import (
     BLOCK_ROWS,
+    CPU,
+    DEVICE_BLOCK_ROWS,
     Batches,
     Moments,
     Second,
     moments_of,
     moments_of_transformed,
     normalize_,
-    to_float64,
 )
 from revision.alignment.noise import Noise
+from revision.sums import to_float64
 
 EPSILON = 1e-10  # of the public ReAlign script: no division by zero for a cloud without spread
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """One modality during a fit: its moments, and `rows()`, which streams it again."""
+    """One modality during a fit: its moments, and `rows()`, which streams it again.
+
+    `device` is where passes over the rows are computed that allow it.
+    """
 
     moments: Moments
     rows: Callable[[], Batches]
+    device: torch.device = CPU
 
     @classmethod
     def of(cls, rows: np.ndarray, *, second: Second = "covariance") -> "Cloud":
@@ -191,6 +197,15 @@ class AlignmentMap(nn.Module, ABC):
             ValueError: not fitted, another width, or a row without a direction, which would
                 otherwise have become a constant that looks like an embedding.
         """
+        mapped, bad = self.map_good(rows, keys)
+        _refuse(bad)
+        return mapped
+
+    @torch.no_grad()
+    def map_good(
+        self, rows: Float[Tensor, "n dim"], keys: Int64[Tensor, " n"] | None = None
+    ) -> tuple[Float32[Tensor, "n dim"], Bool[Tensor, " n"]]:
+        """As `forward`, but bad rows become NaN and are true in the second result."""
         if keys is None:
             return self._in_blocks(rows, lambda unit, _: self.transform(unit))
         return self._in_blocks(rows, lambda unit, place: self.transform(unit, keys[place]))
@@ -199,20 +214,33 @@ class AlignmentMap(nn.Module, ABC):
     def forward_images(self, rows: Float[Tensor, "n dim"]) -> Float32[Tensor, "n dim"]:
         """Image rows as a model trained on this map's text expects them, also at inference."""
 
-        def move(unit: Tensor, _: slice) -> Tensor:
+        def move(unit: Tensor, _: object) -> Tensor:
             moved = self.move_images(unit)
             return onto_sphere_(moved) if self.normalize else moved
 
-        return self._in_blocks(rows, move)
+        mapped, bad = self._in_blocks(rows, move)
+        _refuse(bad)
+        return mapped
 
-    def _in_blocks(self, rows: Tensor, move: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    def _in_blocks(
+        self, rows: Tensor, move: Callable[[Tensor, Any], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`move(unit rows, their places)` block by block, and which rows are bad."""
         self._check_width(rows)
         mapped = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
-        for start in range(0, len(rows), BLOCK_ROWS):
-            place = slice(start, start + BLOCK_ROWS)
-            unit = onto_sphere_(to_float64(rows[place]), first=start)
-            mapped[place] = move(unit, place)
-        return mapped
+        bad = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        size = BLOCK_ROWS if rows.device == CPU else DEVICE_BLOCK_ROWS
+        for start in range(0, len(rows), size):
+            place = slice(start, start + size)
+            unit = to_float64(rows[place])
+            bad[place] = normalize_(unit)
+            if bad[place].any():
+                good = (~bad[place]).nonzero()[:, 0]
+                mapped[place] = torch.nan
+                mapped[good + start] = move(unit[good], good + start).float()
+            else:
+                mapped[place] = move(unit, place)
+        return mapped, bad
 
     def _means(self, source: Moments, target: Moments) -> tuple[Tensor, Tensor]:
         return torch.tensor(source.mean), torch.tensor(target.mean)
@@ -258,8 +286,9 @@ class RecentredMap(AlignmentMap):
         self.estimate(source, target)
         self.centroid = self.target_mean.clone()
         if self.has_centroid_step:
-            placed = moments_of_transformed(source.rows(), self.project)
-            self.centroid = torch.tensor(placed.mean)
+            self.to(source.device)
+            placed = moments_of_transformed(source.rows(), self.project, device=source.device)
+            self.to(CPU).centroid = torch.tensor(placed.mean)
 
     @abstractmethod
     def estimate(self, source: Cloud, target: Cloud) -> None:
@@ -279,20 +308,22 @@ class RecentredMap(AlignmentMap):
         return self.project(rows).add_(self.target_mean - self.centroid)
 
 
-def onto_sphere_(rows: Float64[Tensor, "n dim"], first: int = 0) -> Float64[Tensor, "n dim"]:
+def onto_sphere_(rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
     """Divide rows by their norms in place and return them.
 
     Raises:
-        ValueError: a row has no direction; `first` is the number of the first row in the message.
+        ValueError: a row has no direction.
     """
-    bad = normalize_(rows)
-    if bad.any():
-        position = first + int(bad.nonzero()[0])
-        raise ValueError(
-            f"{int(bad.sum())} of {len(rows)} rows have no direction (zero or not finite), the "
-            f"first is row {position}; reject them before aligning"
-        )
+    _refuse(normalize_(rows))
     return rows
+
+
+def _refuse(bad: Bool[Tensor, " n"]) -> None:
+    if bad.any():
+        raise ValueError(
+            f"{int(bad.sum())} of {len(bad)} rows have no direction (zero or not finite), the "
+            f"first is row {int(bad.nonzero()[0])}; reject them before aligning"
+        )
 
 
 def _trace_about(point: Tensor, moments: Moments) -> Tensor:

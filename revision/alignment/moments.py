@@ -1,23 +1,21 @@
 """Moments of unit rows in one streaming pass: what every alignment map is fitted on.
 
-A row r enters as x = r / |r|, re-normalised in float64, because stored embeddings are float16 or
-float32 and not exactly unit norm. One pass over the rows keeps n, S = sum x and q = sum |x|^2, and
+One pass over the rows x = r / |r| keeps n, S = sum x and q = sum |x|^2 (`revision.sums`), and
 
     mean       = S / n
     trace      = E|x - mean|^2 = q / n - |mean|^2     (population form, trace of the covariance)
     covariance = C / n - mean mean^T,   C = sum x x^T (only where a method asks for it)
 
 The subtraction is safe: the trace of contrastive embeddings is of order 1, so its absolute error is
-about 1e-16 (arXiv:2602.07026, Sec. 4, gives the two-pass form; both agree to 1e-12 in the tests).
+about 1e-16 (arXiv:2602.07026v3, Sec. 4, gives the two-pass form; both agree to 1e-12 in the tests).
 
 Rows that are not finite or have a norm below 1e-6 never reach a sum; their positions are returned.
 
-S and q are exact sums: every number is first rounded to a multiple of 2^-44 (6e-14, three orders
-below what float32 storage keeps of a unit row), and such numbers add up without any error, as
-integers. The mean and the trace are therefore the same bits for every order of rows, batches,
-shards, threads and processes, and sums of parts merge exactly (`MomentSums`). C is a float64 sum
-in the order of a grid: rows are cut into cells of `GRID_ROWS` by their position in the stream,
-each cell is summed by itself, and the cells are added in order.
+n, S and q are exact sums, so the mean and the trace are the same bits for every order of rows,
+batches, shards, threads and processes. C and whatever else is summed up is a float64 sum in the
+order of a grid: rows are cut into cells of `GRID_ROWS` by their position in the stream, each cell
+is summed by itself, the cells of a span are added in order, and then the spans. Threads share
+cells and processes share spans, so neither changes a bit either.
 
 Letters: n rows, dim the width, S, q and C the sums above.
 """
@@ -25,24 +23,52 @@ Letters: n rows, dim the width, S, q and C the sums above.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import reduce
+from itertools import islice
+from operator import add
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from revision import parallel
+from revision.progress import track
+from revision.sums import (
+    BLOCK_ROWS,
+    MIN_NORM,
+    MomentSums,
+    divide_by_norms_,
+    exact_sums,
+    is_bad,
+    to_float64,
+    unit_sums,
+)
+
 GRID_ROWS = 4096
-BLOCK_ROWS = 256  # 2.6 MB of float64 at width 1280: larger blocks leave the cache
-MIN_NORM = 1e-6
-RESOLUTION = 2.0**-44  # of the exact sums: 256 numbers of at most 2 fill the 53 bits of a float64
-ROUNDER = 1.5 * 2.0**8
-LIMB = 2**32
+SPAN_CELLS = 8
+DEVICE_BLOCK_ROWS = GRID_ROWS  # a GPU wants more rows at a time than a cache holds
+CPU = torch.device("cpu")
 
 Batches = Iterable[np.ndarray]  # (n, dim) or (n, k, dim), where n may differ between batches
 Transform = Callable[[Float64[Tensor, "n dim"]], Float64[Tensor, "n dim"]]
 Second = Literal["trace", "diagonal", "covariance"]  # the second moments that a method needs
-Statistic = Callable[[Float64[Tensor, "n *stack dim"]], tuple[Tensor, ...]]
+Sums = tuple[Any, ...]  # tensors and `MomentSums`
+Statistic = Callable[[Float64[Tensor, "n *stack dim"]], Sums]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows that any thread or process can load by cells of the grid; also an iterable of cells."""
+
+    count: int
+    load: Callable[[int], np.ndarray]
+    description: str
+    num_workers: int = 1
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self.load, track(range(self.count), self.description))
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,20 @@ class Moments:
     mean_square: float
     rejected: tuple[int, ...] = ()
     second: Float64[np.ndarray, "*square"] | None = None
+
+    @classmethod
+    def of_sums(cls, sums: MomentSums, rejected: tuple[int, ...] = ()) -> "Moments":
+        """Moments without second ones.
+
+        Raises:
+            ValueError: sums over no rows.
+        """
+        if sums.count == 0:
+            raise ValueError(
+                f"no usable row: all {len(rejected)} are missing, not finite or of norm below "
+                f"{MIN_NORM:g}"
+            )
+        return cls(sums.count, sums.mean, sums.mean_square, rejected)
 
     @property
     def trace(self) -> float:
@@ -117,93 +157,44 @@ def _merged_second(one: Moments, two: Moments, share: float) -> np.ndarray | Non
     return (1 - share) * one.second + share * two.second + share * (1 - share) * between
 
 
-@dataclass(frozen=True)
-class MomentSums:
-    """Exact sums over unit rows, in units of 2^-44: parts of any size add up without rounding.
-
-    `limbs` are the high and low 32 bits of S: integers that hold 2^40 rows and more.
-    """
-
-    count: int
-    limbs: Int64[np.ndarray, "2 dim"]
-    square_sum: int
-
-    def __add__(self, other: "MomentSums") -> "MomentSums":
-        if self.limbs.shape != other.limbs.shape:
-            raise ValueError(
-                f"sums of width {self.limbs.shape[1]} and {other.limbs.shape[1]} do not add up; "
-                "they come from different encoders"
-            )
-        limbs = _carried(self.limbs + other.limbs)
-        return MomentSums(self.count + other.count, limbs, self.square_sum + other.square_sum)
-
-    @property
-    def mean(self) -> Float64[np.ndarray, " dim"]:
-        """S / n; the same bits whatever the sums were added up from."""
-        high, low = self.limbs.astype(np.float64)
-        return (high * (LIMB / self.count) + low / self.count) * RESOLUTION
-
-    @property
-    def mean_square(self) -> float:
-        return self.square_sum / self.count * RESOLUTION
-
-    def moments(self, rejected: tuple[int, ...] = ()) -> Moments:
-        return Moments(self.count, self.mean, self.mean_square, rejected)
-
-
-def exact_sums(rows: Float64[Tensor, "n dim"]) -> MomentSums:
-    """Sums over rows whose elements lie in [-2, 2], as those of unit rows do; rows are rounded."""
-    limbs = np.zeros((2, rows.shape[1]), np.int64)
-    square_sum = 0
-    for block in rows.split(BLOCK_ROWS):
-        squares = _rounded((block * block).sum(1)).sum()
-        square_sum += int(squares / RESOLUTION)
-        total = torch.ones(len(block), dtype=torch.float64) @ _rounded(block)
-        units = (total / RESOLUTION).numpy().astype(np.int64)
-        limbs += np.stack([units >> 32, units & (LIMB - 1)])
-    return MomentSums(len(rows), _carried(limbs), square_sum)
-
-
-def _rounded(numbers: Tensor) -> Tensor:
-    """In place to the nearest multiple of 2^-44: adding 384 leaves no smaller bits."""
-    return numbers.add_(ROUNDER).sub_(ROUNDER)
-
-
-def _carried(limbs: np.ndarray) -> np.ndarray:
-    return np.stack([limbs[0] + (limbs[1] >> 32), limbs[1] & (LIMB - 1)])
-
-
 def moments_of(batches: Batches, *, second: Second = "trace") -> Moments:
     """Moments of all rows of `batches`, with the second moments that `second` asks for.
 
     Raises:
         ValueError: no usable row, or batches of different widths.
     """
-    return moments_of_transformed(batches, lambda rows: rows, second=second)
+
+    def statistic(rows: Float64[Tensor, "n dim"]) -> Sums:
+        return *_products(rows, second), unit_sums(rows)
+
+    return _moments(accumulate(batches, statistic))
 
 
 def moments_of_transformed(
-    batches: Batches, transform: Transform, *, second: Second = "trace"
+    batches: Batches, transform: Transform, *, second: Second = "trace", device: torch.device = CPU
 ) -> Moments:
-    """Moments of `transform(x)` over the good rows; `transform` may overwrite its argument."""
-    sums: list[MomentSums] = []
+    """Moments of `transform(x)` over the good rows; `transform` may overwrite its argument.
 
-    def statistic(rows: Float64[Tensor, "n dim"]) -> tuple[Tensor, ...]:
+    Rows are transformed on `device`, where the tensors that `transform` uses must be.
+    """
+
+    def statistic(rows: Float64[Tensor, "n dim"]) -> Sums:
         moved = transform(rows)
-        products = _products(moved, second)
-        block = exact_sums(moved)
-        sums[:] = [sums[0] + block if sums else block]
-        return products
+        return *_products(moved, second), exact_sums(moved)
 
-    totals, _, rejected = accumulate(batches, statistic)
-    moments = sums[0].moments(rejected)
-    return replace(moments, second=_centred(totals[0].numpy(), moments)) if totals else moments
+    return _moments(accumulate(batches, statistic, device=device))
 
 
 def _products(rows: Float64[Tensor, "n dim"], second: Second) -> tuple[Tensor, ...]:
     if second == "trace":
         return ()
     return ((rows * rows).sum(0) if second == "diagonal" else rows.T @ rows,)
+
+
+def _moments(accumulated: tuple[Sums, int, tuple[int, ...]]) -> Moments:
+    (*products, sums), _, rejected = accumulated
+    moments = Moments.of_sums(sums, rejected)
+    return replace(moments, second=_centred(products[0].numpy(), moments)) if products else moments
 
 
 def _centred(products: np.ndarray, moments: Moments) -> np.ndarray:
@@ -229,32 +220,71 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Sums over some consecutive rows, how many rows these are, and which of them are bad."""
+
+    sums: Sums = ()
+    num_rows: int = 0
+    rejected: tuple[int, ...] = ()
+
+    def __add__(self, other: "_Part") -> "_Part":
+        sums = self.sums or other.sums
+        if self.sums and other.sums:
+            sums = tuple(a + b for a, b in zip(self.sums, other.sums, strict=True))
+        later = tuple(self.num_rows + row for row in other.rejected)
+        return _Part(sums, self.num_rows + other.num_rows, self.rejected + later)
+
+
 @one_thread()
 def accumulate(
-    batches: Batches, statistic: Statistic
-) -> tuple[tuple[Tensor, ...], int, tuple[int, ...]]:
+    batches: Batches, statistic: Statistic, *, device: torch.device = CPU
+) -> tuple[Sums, int, tuple[int, ...]]:
     """Sum `statistic(unit rows)` over the good rows of `batches`, in the fixed order of the grid.
 
     `statistic` gets up to `BLOCK_ROWS` unit rows in float64, may overwrite them, and returns sums
     over them. A batch may hold tuples of rows (n, k, dim); a tuple is good if all its rows are.
+    `Cells` are shared among their threads and all processes; `statistic` must allow that.
 
     Returns:
         The sums, the number of good rows (or tuples), and the positions of the others.
     """
-    totals: tuple[Tensor, ...] = ()
-    count, position = 0, 0
-    rejected: list[int] = []
-    for cell in grid(batches):
-        sums, bad = _sum_cell(cell, statistic)
-        totals = _add(totals, sums)
-        rejected += (np.flatnonzero(bad) + position).tolist()
-        position += len(cell)
-        count = position - len(rejected)
+    if isinstance(batches, Cells):
+        total = _shared(batches, statistic, device)
+    else:
+        total = _total(_spans(_sum_cell(cell, statistic, device) for cell in grid(batches)))
+    count = total.num_rows - len(total.rejected)
     if count == 0:
         raise ValueError(
-            f"no usable row: all {position} are missing, not finite or of norm below {MIN_NORM:g}"
+            f"no usable row: all {total.num_rows} are missing, not finite or of norm below "
+            f"{MIN_NORM:g}"
         )
-    return totals, count, tuple(rejected)
+    return total.sums, count, total.rejected
+
+
+def _shared(cells: Cells, statistic: Statistic, device: torch.device) -> _Part:
+    """The total over cells of which every process sums its own spans."""
+    num_spans = -(-cells.count // SPAN_CELLS)
+    own = [
+        cell
+        for span in range(parallel.rank(), num_spans, parallel.world_size())
+        for cell in range(span * SPAN_CELLS, min((span + 1) * SPAN_CELLS, cells.count))
+    ]
+    shown = track(own, cells.description) if parallel.rank() == 0 else own
+    parts = parallel.in_order(
+        lambda cell: _sum_cell(cells.load(cell), statistic, device), shown, cells.num_workers
+    )
+    return parallel.from_first(_total(parallel.collected(_spans(parts), num_spans)))
+
+
+def _spans(parts: Iterable[_Part]) -> Iterator[_Part]:
+    parts = iter(parts)
+    for first in parts:
+        yield reduce(add, islice(parts, SPAN_CELLS - 1), first)
+
+
+def _total(spans: Iterable[_Part]) -> _Part:
+    return reduce(add, spans, _Part())
 
 
 def grid(batches: Batches, size: int = GRID_ROWS) -> Iterator[np.ndarray]:
@@ -276,19 +306,9 @@ def grid(batches: Batches, size: int = GRID_ROWS) -> Iterator[np.ndarray]:
         yield np.concatenate(pending)
 
 
-def to_float64(rows: np.ndarray | Tensor) -> Float64[Tensor, "n *stack dim"]:
-    """A float64 copy of `rows`; numbers of any other type than floating point are refused."""
-    copy = torch.tensor(rows) if isinstance(rows, np.ndarray) else rows.detach().clone()
-    if not copy.is_floating_point():
-        raise ValueError(f"embedding rows must be floating point, not {copy.dtype}")
-    return copy.float().double() if copy.itemsize < 4 else copy.double()  # via float32: 1.6x faster
-
-
-def normalize_(rows: Float64[Tensor, "n *stack dim"]) -> Bool[Tensor, " n *stack"]:
+def normalize_(rows: Float64[Tensor, "n *stack dim"]) -> Bool[Tensor, "n *stack"]:
     """Divide each row by its norm in place; true where a row has no usable norm."""
-    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    rows.div_(norms)
-    return _is_bad(norms.squeeze(-1))
+    return is_bad(divide_by_norms_(rows))
 
 
 def bad_rows(rows: Float[np.ndarray, "n dim"]) -> Bool[np.ndarray, " n"]:
@@ -297,7 +317,7 @@ def bad_rows(rows: Float[np.ndarray, "n dim"]) -> Bool[np.ndarray, " n"]:
     for start in range(0, len(rows), BLOCK_ROWS):
         block = to_float64(rows[start : start + BLOCK_ROWS])
         norms[start : start + BLOCK_ROWS] = torch.linalg.vector_norm(block, dim=-1)
-    return _is_bad(torch.tensor(norms)).numpy()
+    return is_bad(torch.tensor(norms)).numpy()
 
 
 def unit_rows(rows: Float[np.ndarray, "n dim"]) -> Float64[np.ndarray, "n dim"]:
@@ -307,20 +327,16 @@ def unit_rows(rows: Float[np.ndarray, "n dim"]) -> Float64[np.ndarray, "n dim"]:
     return unit.numpy()
 
 
-def _is_bad(norms: Float64[Tensor, "*rows"]) -> Bool[Tensor, "*rows"]:
-    return ~((norms >= MIN_NORM) & torch.isfinite(norms))
-
-
-def _sum_cell(cell: np.ndarray, statistic: Statistic) -> tuple[tuple[Tensor, ...], np.ndarray]:
-    totals: tuple[Tensor, ...] = ()
-    masks = []
-    for start in range(0, len(cell), BLOCK_ROWS):
-        rows = to_float64(cell[start : start + BLOCK_ROWS])
+def _sum_cell(cell: np.ndarray, statistic: Statistic, device: torch.device) -> _Part:
+    size = BLOCK_ROWS if device == CPU else DEVICE_BLOCK_ROWS
+    part = _Part()
+    for start in range(0, len(cell), size):
+        rows = to_float64(cell[start : start + size], device)
         bad = normalize_(rows).reshape(len(rows), -1).any(1)
-        totals = _add(totals, statistic(rows[~bad] if bad.any() else rows))
-        masks.append(bad.numpy())
-    return totals, np.concatenate(masks)
+        sums = statistic(rows[~bad] if bad.any() else rows)
+        part += _Part(tuple(map(_on_cpu, sums)), len(rows), tuple(bad.nonzero()[:, 0].tolist()))
+    return part
 
 
-def _add(totals: tuple[Tensor, ...], sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(t + s for t, s in zip(totals, sums, strict=True)) if totals else sums
+def _on_cpu(total: Any) -> Any:
+    return total.cpu() if isinstance(total, Tensor) else total

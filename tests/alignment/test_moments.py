@@ -5,13 +5,13 @@ import torch
 from revision.alignment.moments import (
     GRID_ROWS,
     Moments,
-    MomentSums,
     bad_rows,
-    exact_sums,
     grid,
     moments_of,
     moments_of_transformed,
+    unit_rows,
 )
+from revision.sums import MomentSums, exact_sums
 from tests.feature_sets import cloud
 
 
@@ -53,9 +53,8 @@ def test_order_of_rows_does_not_change_a_bit(text):
 
 @pytest.mark.parametrize("cuts", [[1], [100], [7, 8, 150]])
 def test_sums_of_parts_merge_exactly_in_any_order(text, cuts):
-    rows = torch.tensor(unit(text))
-    whole = exact_sums(rows.clone())
-    parts = [exact_sums(torch.tensor(p)) for p in np.split(unit(text), cuts)]
+    whole = exact_sums(torch.tensor(unit_rows(text)))
+    parts = [exact_sums(torch.tensor(p)) for p in np.split(unit_rows(text), cuts)]
     backwards = parts.pop()
     while parts:
         backwards = backwards + parts.pop()
