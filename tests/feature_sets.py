@@ -1,5 +1,6 @@
 """Feature sets for tests: synthetic clouds with a gap, written to disk, damaged and read back."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,18 @@ def write_set(
     return directory
 
 
+def forget_moments(directory: Path) -> None:
+    """Make a set look like one that was written before shards held moments."""
+    path = directory / "header.json"
+    fields = json.loads(path.read_bytes())
+    path.write_text(
+        json.dumps(fields | {"shards": [s | {"moments": None} for s in fields["shards"]]})
+    )
+
+
 def damage(directory: Path, position: int, value: float) -> None:
-    """Overwrite one stored row with a constant, as no writer of ours would."""
+    """Overwrite one stored row with a constant, as no writer of ours would have stored it."""
+    forget_moments(directory)
     reader = ShardReader(directory)
     for block, place in enumerate(reader.blocks):
         if position < place.rows:

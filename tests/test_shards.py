@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from revision import files
+from revision.alignment.moments import moments_of
 from revision.config import compose
 from revision.records import Record, Rejection
 from revision.shards import (
@@ -23,10 +25,14 @@ from revision.shards import (
     check_rows,
     read_header,
     shard_info,
+    shard_sums,
     verify,
+    verify_moments,
     write_header,
 )
+from revision.sums import scan
 from scripts import verify as verify_script
+from tests.feature_sets import forget_moments
 
 DIM = 6
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -164,6 +170,72 @@ def test_norms_are_stated_as_they_are(tmp_path):
 def test_a_reader_travels_to_a_worker(feature_set):
     reader = pickle.loads(pickle.dumps(ShardReader(feature_set)))
     assert reader.features(0).shape == (3, DIM)
+
+
+# ---- moments
+
+
+def test_a_shard_carries_the_exact_sums_of_its_rows(feature_set):
+    reader = ShardReader(feature_set)
+    sums = reader.sums()
+    assert sums == scan(np.concatenate(list(reader.iter_rows()))).sums
+    assert sums == shard_sums(feature_set / "00000.tar") + shard_sums(feature_set / "00001.tar")
+    assert reader.header.shards[0].moments == "moments.npy"
+    assert verify_moments(reader) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_sums_are_those_of_the_rows_as_they_are_stored(tmp_path, dtype):
+    write_shard(tmp_path, 0, dtype=dtype)
+    finish(tmp_path, 1)
+    reader = ShardReader(tmp_path)
+    moments = moments_of(reader.iter_rows())
+    assert np.array_equal(reader.sums().mean, moments.mean)
+    assert (reader.sums().count, reader.sums().mean_square) == (5, moments.mean_square)
+
+
+def test_rows_that_are_not_those_of_the_moments_are_found(feature_set):
+    path = feature_set / "00001.tar"
+    rows = ShardReader(feature_set).features(2)
+    content = bytearray(path.read_bytes())
+    content[rows.offset : rows.offset + rows.nbytes] = np.roll(rows, 1, axis=1).tobytes()
+    path.write_bytes(content)
+    [problem] = verify_moments(ShardReader(feature_set))
+    assert re.search(r"00001.tar: moments.npy is of 4 rows .* its rows give of 4 rows", problem)
+    assert problem in verify(feature_set)
+
+
+def test_sets_written_without_moments_are_read(feature_set):
+    forget_moments(feature_set)
+    reader = ShardReader(feature_set)
+    assert reader.sums() is None
+    assert verify_moments(reader) == []
+    assert reader.num_rows == 9
+
+
+def test_lines_of_another_shard_are_taken_over_as_they_are(feature_set, tmp_path):
+    reader = ShardReader(feature_set)
+    with ShardWriter(tmp_path / "copy", 0, DIM, "float32") as writer:
+        for block in (0, 1):
+            writer.copy_block(reader.features(block), reader.record_bytes(block), 3 - block)
+        writer.reject(Rejection("bad0", "empty text", "x.json:entry 0"))
+    assert (tmp_path / "copy/00000.tar").read_bytes() == (feature_set / "00000.tar").read_bytes()
+
+
+def test_a_bad_row_is_not_taken_over(tmp_path):
+    with (
+        pytest.raises(ValueError, match="1 of 2 rows are zero or not finite, first row 1"),
+        ShardWriter(tmp_path, 0, DIM, "float32") as writer,
+    ):
+        writer.copy_block(np.eye(2, DIM, dtype=np.float32) * [[1], [np.nan]], b"", 2)
+
+
+def test_any_range_of_rows_is_read(feature_set):
+    reader = ShardReader(feature_set)
+    whole = np.concatenate(list(reader.iter_rows()))
+    for start, stop in ((0, 9), (0, 3), (3, 5), (2, 6), (4, 9), (8, 9)):
+        np.testing.assert_array_equal(reader.rows(start, stop), whole[start:stop])
+    assert isinstance(reader.rows(3, 5), np.memmap)
 
 
 # ---- whole or not at all
@@ -362,7 +434,9 @@ def test_the_verify_command_fails_on_a_damaged_set(feature_set):
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ended.returncode == 1
     assert "00001.tar block 0: 1 of 4 rows are zero" in ended.stdout
-    assert ended.stderr.startswith("error: ") and "2 problems" in ended.stderr
+    assert "00001.tar: moments.npy is of 4 rows" in ended.stdout
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "3 problems" in last
     assert "Traceback" not in ended.stderr
 
 

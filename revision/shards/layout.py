@@ -8,12 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from revision.sums import MIN_NORM
+
 SCHEMA_VERSION = 1
 GRID_ROWS = 4096
-MIN_NORM = 1e-6
 # float16 rows of width 1280 have norms within 2e-4 of 1, bfloat16-divided public ones within 4e-3.
 UNIT_NORM_TOLERANCE = 1e-3
 DTYPES = ("float16", "float32", "float64")
+MOMENTS_NAME = "moments.npy"
 
 Kind = Literal["image", "text"]
 Rows = Float[np.ndarray, "rows dim"]
@@ -21,7 +23,10 @@ Rows = Float[np.ndarray, "rows dim"]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """Summary of one shard. `sha256` covers the file up to its last member, `shard.json`."""
+    """Summary of one shard. `sha256` covers the file up to its last member, `shard.json`.
+
+    `moments` names the member with the exact sums over the rows; older shards have none.
+    """
 
     name: str
     num_rows: int
@@ -33,6 +38,7 @@ class ShardInfo:
     unit_norm: bool
     sha256: str
     num_bytes: int
+    moments: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,17 +69,22 @@ class BlockRef:
     records: int
 
 
-def check_rows(rows: np.ndarray, *, dim: int, address: str) -> Bool[np.ndarray, " rows"]:
-    """True for each row that no direction can be read from: not finite, or of norm below 1e-6.
-
-    Raises:
-        ValueError: the rows are not `dim` wide, which would pair them with another encoder's.
-    """
+def check_width(rows: np.ndarray, *, dim: int, address: str) -> None:
+    """Refuse rows of another width, which would pair them with another encoder's."""
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise ValueError(
             f"{address}: features of shape {rows.shape}, expected (rows, {dim}); "
             "they come from another encoder or layer"
         )
+
+
+def check_rows(rows: np.ndarray, *, dim: int, address: str) -> Bool[np.ndarray, " rows"]:
+    """True for each row that no direction can be read from: not finite, or of norm below 1e-6.
+
+    Raises:
+        ValueError: the rows are not `dim` wide.
+    """
+    check_width(rows, dim=dim, address=address)
     norms = np.linalg.norm(rows.astype(np.float64, copy=False), axis=1)
     return ~(norms >= MIN_NORM) | ~np.isfinite(norms)
 

@@ -1,5 +1,6 @@
 """Read feature shards: rows mapped from the file, records parsed on demand."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxtyping import Int
 from revision.records import Record
 from revision.shards.layout import (
     GRID_ROWS,
+    MOMENTS_NAME,
     SCHEMA_VERSION,
     BlockRef,
     Header,
@@ -21,6 +23,7 @@ from revision.shards.layout import (
     tar_members,
     truncated,
 )
+from revision.sums import MomentSums
 
 
 def shard_info(path: str | Path) -> ShardInfo:
@@ -29,6 +32,20 @@ def shard_info(path: str | Path) -> ShardInfo:
     offset, size = tar_members(path)["shard.json"]
     summary = json.loads(read_member(path, offset, size))
     return make_info(path.name, summary, path.stat().st_size)
+
+
+def shard_sums(path: str | Path) -> MomentSums:
+    """The exact sums over its rows that a shard carries.
+
+    Raises:
+        ValueError: the shard was written before there were any.
+    """
+    path = Path(path)
+    members = tar_members(path)
+    if MOMENTS_NAME not in members:
+        raise ValueError(f"{path}: no {MOMENTS_NAME}; its rows must be read to know their moments")
+    stored = np.load(io.BytesIO(read_member(path, *members[MOMENTS_NAME])), allow_pickle=False)
+    return MomentSums.from_array(stored)
 
 
 def read_header(directory: str | Path) -> Header:
@@ -70,6 +87,7 @@ class ShardReader:
             for info in self.header.shards
             for index, (rows, records) in enumerate(info.blocks)
         ]
+        self._ends = np.cumsum([block.rows for block in self.blocks], dtype=np.int64)
         self._index: dict[str, dict[str, tuple[int, int]]] = {}
 
     def _locate(self, block: int, member: str) -> tuple[Path, int, int]:
@@ -84,9 +102,33 @@ class ShardReader:
         path, offset, _ = self._locate(block, "features.npy")
         return _map_npy(path, offset, (self.blocks[block].rows, self.dim))
 
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows `start` to `stop` of the set: mapped if they lie in one block, or else a copy."""
+        pieces = []
+        block = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            first = int(self._ends[block]) - self.blocks[block].rows
+            piece = self.features(block)[start - first : stop - first]
+            pieces.append(piece)
+            start += len(piece)
+            block += 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def sums(self) -> MomentSums | None:
+        """Exact sums over all rows, as they were stored; None for sets that store none."""
+        shards = self.header.shards
+        if any(info.moments is None for info in shards):
+            return None
+        stored = (shard_sums(self.directory / info.name) for info in shards)
+        return sum(stored, MomentSums.zero(self.dim))
+
+    def record_bytes(self, block: int) -> bytes:
+        """The records of a block as they are stored: one line each."""
+        return read_member(*self._locate(block, "records.jsonl"))
+
     def record_lines(self, block: int) -> list[bytes]:
-        """The records of a block as they are stored, for callers that need a few of them."""
-        return read_member(*self._locate(block, "records.jsonl")).splitlines()
+        """The lines of `record_bytes`, for callers that need a few of them."""
+        return self.record_bytes(block).splitlines()
 
     def _lines(self, block: int) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.record_lines(block)]
@@ -107,19 +149,8 @@ class ShardReader:
 
     def iter_rows(self, batch_rows: int = GRID_ROWS) -> Iterator[Rows]:
         """All rows in order, in batches of `batch_rows` whatever the blocks are (the last less)."""
-        pending: list[np.ndarray] = []
-        num_pending = 0
-        for block in range(len(self.blocks)):
-            rows = self.features(block)
-            while len(rows):
-                piece, rows = rows[: batch_rows - num_pending], rows[batch_rows - num_pending :]
-                pending.append(piece)
-                num_pending += len(piece)
-                if num_pending == batch_rows:
-                    yield pending[0] if len(pending) == 1 else np.concatenate(pending)
-                    pending, num_pending = [], 0
-        if pending:
-            yield np.concatenate(pending)
+        for start in range(0, self.num_rows, batch_rows):
+            yield self.rows(start, min(start + batch_rows, self.num_rows))
 
 
 def _check_size(path: Path, num_bytes: int) -> None:

@@ -4,23 +4,58 @@ import hashlib
 import tarfile
 from pathlib import Path
 
-from revision.shards.layout import ShardInfo, check_rows, tar_members
-from revision.shards.reader import ShardReader, shard_info
+import numpy as np
+
+from revision.progress import track
+from revision.shards.layout import ShardInfo, tar_members
+from revision.shards.reader import ShardReader, shard_info, shard_sums
+from revision.sums import MomentSums, Scan, scan
 
 
 def verify(directory: str | Path) -> list[str]:
     """Read a whole feature set and list what is wrong with it; empty when nothing is."""
     reader = ShardReader(directory)
     problems: list[str] = []
-    for info in reader.header.shards:
-        problems += _verify_shard(reader.directory / info.name, info)
-    for block, ref in enumerate(reader.blocks):
-        address = f"{reader.directory / ref.shard} block {ref.index}"
+    for info in track(reader.header.shards, f"verify {reader.directory}"):
+        path = reader.directory / info.name
+        problems += _verify_shard(path, info)
         try:
-            problems += _verify_block(reader, block, address)
+            scans = _scans(reader, info)
+            for block, found in scans.items():
+                problems += _verify_block(reader, block, found.bad)
+            problems += _verify_moments(path, info, scans)
         except ValueError as error:
             problems.append(str(error))
     return problems
+
+
+def verify_moments(reader: ShardReader) -> list[str]:
+    """Recompute the sums that shards carry from their rows, and list those that differ."""
+    problems: list[str] = []
+    for info in track(reader.header.shards, f"verify moments of {reader.directory}"):
+        problems += _verify_moments(reader.directory / info.name, info, _scans(reader, info))
+    return problems
+
+
+def _scans(reader: ShardReader, info: ShardInfo) -> dict[int, Scan]:
+    blocks = [block for block, ref in enumerate(reader.blocks) if ref.shard == info.name]
+    return {block: scan(reader.features(block)) for block in blocks}
+
+
+def _verify_moments(path: Path, info: ShardInfo, scans: dict[int, Scan]) -> list[str]:
+    if info.moments is None:
+        return []
+    found = sum((found.sums for found in scans.values()), MomentSums.zero(info.dim))
+    stored = shard_sums(path)
+    if stored.is_close(found):
+        return []
+    return [f"{path}: {info.moments} is {_shown(stored)}, its rows give {_shown(found)}"]
+
+
+def _shown(sums: MomentSums) -> str:
+    if sums.count == 0:
+        return "of 0 rows"
+    return f"of {sums.count} rows with a mean of norm {np.linalg.norm(sums.mean):.12g}"
 
 
 def _verify_shard(path: Path, info: ShardInfo) -> list[str]:
@@ -45,10 +80,9 @@ def _digest(path: Path, num_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def _verify_block(reader: ShardReader, block: int, address: str) -> list[str]:
-    bad = check_rows(reader.features(block), dim=reader.dim, address=address)
-    counts = reader.row_counts(block)
-    ref = reader.blocks[block]
+def _verify_block(reader: ShardReader, block: int, bad: np.ndarray) -> list[str]:
+    ref, counts = reader.blocks[block], reader.row_counts(block)
+    address = f"{reader.directory / ref.shard} block {ref.index}"
     problems = []
     if bad.any():
         problems.append(f"{address}: {int(bad.sum())} of {len(bad)} rows are zero or not finite")

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,40 +18,57 @@ from revision.files import explained, remove_leftovers, replacing, write_bytes
 from revision.records import Record, Rejection, json_line
 from revision.shards.layout import (
     DTYPES,
+    MOMENTS_NAME,
     SCHEMA_VERSION,
     UNIT_NORM_TOLERANCE,
     Header,
     Kind,
     Rows,
     ShardInfo,
-    check_rows,
+    check_width,
     make_info,
     read_member,
     shard_name,
     tar_members,
 )
 from revision.shards.reader import shard_info
+from revision.sums import MomentSums, Scan, scan
+
+LARGE = 1 << 20  # bytes whose digest is worth a thread
 
 
 class _DigestFile:
-    """What `tarfile` needs of a file, keeping the digest of all that was written."""
+    """A file that keeps the digest of all that was written.
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self._file, self._path = file, path
+    A thread computes the digest of a large piece while the piece is written and the next is made.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path, pool: ThreadPoolExecutor) -> None:
+        self._file, self._path, self._pool = file, path, pool
         self._digest, self._position = hashlib.sha256(), 0
+        self._pending: Future[None] | None = None
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: bytes | memoryview) -> None:
+        self._wait()
+        if len(content) >= LARGE:
+            self._pending = self._pool.submit(self._digest.update, content)
+        else:
+            self._digest.update(content)
         with explained(self._path):
             self._file.write(content)
-        self._digest.update(content)
         self._position += len(content)
-        return len(content)
 
     def tell(self) -> int:
         return self._position
 
     def hexdigest(self) -> str:
+        self._wait()
         return self._digest.hexdigest()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
 
 
 class ShardWriter:
@@ -71,14 +89,13 @@ class ShardWriter:
         self.dim, self.dtype = dim, dtype
         self._blocks: list[tuple[int, int]] = []
         self._rejections: list[Rejection] = []
-        self._norm_error = 0.0
+        self._norm_error, self._sums = 0.0, MomentSums.zero(dim)
         self._stack = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
         raw = self._stack.enter_context(replacing(self.path))
-        self._file = _DigestFile(raw, self.path)
-        # USTAR without times or owners: the same rows give the same bytes.
-        self._tar = tarfile.TarFile(mode="w", fileobj=self._file, format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
+        pool = self._stack.enter_context(ThreadPoolExecutor(1))
+        self._file = _DigestFile(raw, self.path, pool)
         return self
 
     def add_block(
@@ -101,39 +118,62 @@ class ShardWriter:
             return
         with np.errstate(over="ignore"):  # an overflow is found, and named, just below
             stored = np.ascontiguousarray(features, dtype=self.dtype)
-        self._check_rows(stored, records, counts, address)
-        number = f"{len(self._blocks):06d}"
+        found = self._scan(stored, address)
+        if found.bad.any():
+            row = int(np.flatnonzero(found.bad)[0])
+            owner = records[int(np.searchsorted(np.cumsum(counts), row, side="right"))]
+            raise ValueError(
+                f"{address}: {int(found.bad.sum())} of {len(stored)} rows are zero or not finite "
+                f"as {self.dtype}, first row {row} of record {owner.id!r}; reject these records"
+            )
         lines = (
             json_line(record.to_json() | ({} if count == 1 else {"num_rows": count}))
             for record, count in zip(records, counts, strict=True)
         )
-        self._add(f"{number}.features.npy", _npy_bytes(stored))
-        self._add(f"{number}.records.jsonl", b"".join(lines))
-        self._blocks.append((len(stored), len(records)))
+        self._append(stored, found, b"".join(lines), len(records))
 
-    def _check_rows(
-        self, stored: Rows, records: Sequence[Record], counts: list[int], address: str
-    ) -> None:
-        bad = check_rows(stored, dim=self.dim, address=address)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            owner = records[int(np.searchsorted(np.cumsum(counts), row, side="right"))]
+    def copy_block(self, features: Rows, lines: bytes, num_records: int) -> None:
+        """Append rows in the place of those of another shard, whose record lines are taken over.
+
+        Raises:
+            ValueError: wrong width, or a row that is not finite or zero.
+        """
+        address = f"{self.path} block {len(self._blocks)}"
+        stored = np.ascontiguousarray(features, dtype=self.dtype)
+        found = self._scan(stored, address)
+        if found.bad.any():
             raise ValueError(
-                f"{address}: {int(bad.sum())} of {len(stored)} rows are zero or not finite as "
-                f"{self.dtype}, first row {row} of record {owner.id!r}; reject these records"
+                f"{address}: {int(found.bad.sum())} of {len(stored)} rows are zero or not finite, "
+                f"first row {int(np.flatnonzero(found.bad)[0])}; reject their records"
             )
-        if len(stored):
-            norms = np.linalg.norm(stored.astype(np.float64), axis=1)
-            self._norm_error = max(self._norm_error, float(np.abs(norms - 1).max()))
+        self._append(stored, found, lines, num_records)
+
+    def _scan(self, stored: Rows, address: str) -> Scan:
+        check_width(stored, dim=self.dim, address=address)
+        return scan(stored)
+
+    def _append(self, stored: Rows, found: Scan, lines: bytes, num_records: int) -> None:
+        number = f"{len(self._blocks):06d}"
+        self._add(f"{number}.features.npy", *_npy_pieces(stored))
+        self._add(f"{number}.records.jsonl", lines)
+        self._blocks.append((len(stored), num_records))
+        self._sums += found.sums
+        self._norm_error = max(self._norm_error, found.norm_error)
 
     def reject(self, rejection: Rejection) -> None:
         """Keep an entry that has no feature, for `quarantine.jsonl`."""
         self._rejections.append(rejection)
 
-    def _add(self, name: str, content: bytes) -> None:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        self._tar.addfile(member, io.BytesIO(content))
+    def _add(self, name: str, *pieces: bytes | memoryview) -> None:
+        member = tarfile.TarInfo(name)  # without time or owner: the same rows give the same bytes
+        member.size = sum(map(len, pieces))
+        self._file.write(member.tobuf(tarfile.USTAR_FORMAT))
+        for piece in pieces:
+            self._file.write(piece)
+        self._fill(tarfile.BLOCKSIZE)
+
+    def _fill(self, size: int) -> None:
+        self._file.write(bytes(-self._file.tell() % size))
 
     def __exit__(
         self,
@@ -148,6 +188,7 @@ class ShardWriter:
 
     def _finish(self) -> None:
         self._add("rejected.jsonl", b"".join(json_line(asdict(r)) for r in self._rejections))
+        self._add(MOMENTS_NAME, *_npy_pieces(self._sums.to_array()))
         summary = {
             "num_rows": sum(rows for rows, _ in self._blocks),
             "num_records": sum(records for _, records in self._blocks),
@@ -157,9 +198,11 @@ class ShardWriter:
             "dtype": self.dtype,
             "unit_norm": self._norm_error <= UNIT_NORM_TOLERANCE,
             "sha256": self._file.hexdigest(),
+            "moments": MOMENTS_NAME,
         }
         self._add("shard.json", json_line(summary))
-        self._tar.close()
+        self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._fill(tarfile.RECORDSIZE)
         self.info = make_info(self.path.name, summary, self._file.tell())
 
 
@@ -175,10 +218,11 @@ def _check_counts(
         )
 
 
-def _npy_bytes(rows: Rows) -> bytes:
+def _npy_pieces(array: np.ndarray) -> tuple[bytes, memoryview]:
+    """What `np.save` writes, without a copy of the array."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, rows, allow_pickle=False)
-    return buffer.getvalue()
+    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
+    return buffer.getvalue(), array.reshape(-1).view(np.uint8).data
 
 
 def write_header(
