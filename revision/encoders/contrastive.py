@@ -175,7 +175,7 @@ def model_card(encoder: ComposedDualEncoder) -> str:
     """The card in Markdown: how the heads were trained, on what, retrieval and gap held out."""
     training, held_out = encoder.card["training"], encoder.card["held_out"]
     scale = f"{training['logit_scale_kind']} at {training['logit_scale']:g}"
-    rows = "\n".join(_card_row(name, measured) for name, measured in held_out.items())
+    rows = "\n".join(retrieval_row(name, measured) for name, measured in held_out.items())
     return f"""# Composed dual encoder
 
 EfficientNet-Lite0 and MiniLM (pretrained, frozen), joined by two linear heads without bias of
@@ -199,7 +199,8 @@ Use it in the domain it was trained on: heads trained on drawings transfer weakl
 """
 
 
-def _card_row(name: str, measured: dict[str, float]) -> str:
+def retrieval_row(name: str, measured: dict[str, float]) -> str:
+    """A line of the card's table."""
     ways = [
         " / ".join(f"{measured[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)) for way in ("i2t", "t2i")
     ]

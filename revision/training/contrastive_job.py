@@ -1,6 +1,7 @@
-"""`stage=contrastive`: the heads of a composed encoder, on rows of its two towers."""
+"""Contrastive stages: two heads on rows of two towers, or both towers from scratch on pictures."""
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from revision.data.datamodule import PairedRowsDataModule, PlannedDataModule
+from revision.data.datamodule import (
+    ImageTextDataModule,
+    PairedRowsDataModule,
+    PlannedDataModule,
+)
+from revision.encoders.clip import ContrastiveTowers, write_towers
 from revision.encoders.composed import TowerPair
 from revision.encoders.contrastive import (
     ContrastiveHeads,
@@ -18,20 +24,22 @@ from revision.encoders.contrastive import (
     retrieval,
     write_encoder,
 )
+from revision.encoders.hf import HuggingFaceEncoder
 from revision.training.callbacks import log_metrics
 from revision.training.gap_tracking import GapTracking
 from revision.training.jobs import Build, check_encoder, data_plan, with_weights
 from revision.training.launch import num_local_processes
 
 
-class ContrastiveJob:
-    """Trains `ContrastiveHeads`; the result is an encoder directory with its model card."""
+class ContrastiveJob(ABC):
+    """Trains a `ContrastiveModel`; the result is an encoder directory with its model card."""
 
-    def __init__(self, cfg: Any, data: PairedRowsDataModule, towers: TowerPair) -> None:
-        self.data, self.towers = data, towers
-        self.make_model = partial(_new_heads, cfg, towers)
-        self.model = self.make_model()
-        self.tracking = gap_tracking(cfg, self.model, data)
+    data: PlannedDataModule
+
+    def __init__(self, cfg: Any, make_model: Callable[[], ContrastiveModel]) -> None:
+        self.make_model = make_model
+        self.model = make_model()
+        self.tracking = _tracking(cfg, self.model, self.data)
 
     @property
     def callbacks(self) -> list[L.Callback]:
@@ -41,7 +49,8 @@ class ContrastiveJob:
         return batch
 
     def lower_frozen(self, dtype: torch.dtype) -> None:
-        """Nothing to do: the towers take no part in training."""
+        """Nothing to do: what is frozen takes no part in training."""
+        return
 
     def save(
         self,
@@ -50,39 +59,94 @@ class ContrastiveJob:
         provenance: dict[str, Any],
         loggers: Sequence[Logger],
     ) -> None:
-        heads: ContrastiveHeads = with_weights(self.make_model(), weights)
-        heads.log_scale.requires_grad_("log_scale" in weights)  # the card tells learned from fixed
-        measured = self.retrieval(heads)
+        model: ContrastiveModel = with_weights(self.make_model(), weights)
+        model.log_scale.requires_grad_("log_scale" in weights)  # the card tells learned from fixed
+        measured = self.retrieval(model)
         held_out = {"validation": measured} if measured else {}
-        training = self._training() | provenance
-        write_encoder(heads, self.towers, directory, training=training, held_out=held_out)
+        self.write(model, directory, self._training() | provenance, held_out)
+
+    @abstractmethod
+    def write(
+        self,
+        model: ContrastiveModel,
+        directory: Path,
+        training: dict[str, Any],
+        held_out: dict[str, dict[str, float]],
+    ) -> None:
+        """Write the encoder directory; `training` and `held_out` are for its card."""
+
+    @abstractmethod
+    def inputs(self) -> dict[str, str]:
+        """Where the pairs come from, for the card."""
 
     def _training(self) -> dict[str, Any]:
         """What the model card tells of it."""
         data = self.data
-        images, texts = data.train_pair
-        return {
-            "images": str(images),
-            "texts": str(texts),
+        return self.inputs() | {
             "num_pairs": data.num_samples or sum(data.sources[0].block_sizes),
             "duration": f"{data.max_steps} steps" if data.max_steps else f"{data.epochs} epochs",
             "batch_size": data.batch_size,
         }
 
-    @torch.no_grad()
-    def retrieval(self, heads: ContrastiveHeads) -> dict[str, float]:
+    def retrieval(self, model: ContrastiveModel) -> dict[str, float]:
         """Recall and gap on the held-out pairs, with their number; nothing where there are none."""
-        held_out = self.data.sources[1]
-        if held_out is None:
+        batches = self.data.held_out_batches()
+        if not batches:
             return {}
-        pairs = held_out.batch(range(sum(held_out.block_sizes)))
-        pairs = pairs.to(heads.log_scale.device)
-        measured = retrieval(heads.image_head(pairs["image"]), heads.text_head(pairs["text"]))
-        return measured | {"num_pairs": float(len(pairs))}
+        images, texts = model.embed_all(batches)
+        return retrieval(images, texts) | {"num_pairs": float(len(images))}
+
+
+class HeadsJob(ContrastiveJob):
+    """Two linear heads on stored rows of two frozen towers."""
+
+    model: ContrastiveHeads
+
+    def __init__(self, cfg: Any, data: PairedRowsDataModule, towers: TowerPair) -> None:
+        self.data: PairedRowsDataModule = data
+        self.towers = towers
+        super().__init__(cfg, partial(_new_heads, cfg, towers))
+
+    def inputs(self) -> dict[str, str]:
+        images, texts = self.data.train_pair
+        return {"images": str(images), "texts": str(texts)}
+
+    def write(
+        self,
+        model: ContrastiveModel,
+        directory: Path,
+        training: dict[str, Any],
+        held_out: dict[str, dict[str, float]],
+    ) -> None:
+        assert isinstance(model, ContrastiveHeads)
+        write_encoder(model, self.towers, directory, training=training, held_out=held_out)
+
+
+class TowersJob(ContrastiveJob):
+    """Both towers of a CLIP, on pictures and captions."""
+
+    model: ContrastiveTowers
+
+    def __init__(self, cfg: Any, data: ImageTextDataModule, encoder: HuggingFaceEncoder) -> None:
+        self.data: ImageTextDataModule = data
+        self.encoder = encoder
+        super().__init__(cfg, lambda: ContrastiveTowers(encoder.model))
+
+    def inputs(self) -> dict[str, str]:
+        return {"input": str(self.data.input)}
+
+    def write(
+        self,
+        model: ContrastiveModel,
+        directory: Path,
+        training: dict[str, Any],
+        held_out: dict[str, dict[str, float]],
+    ) -> None:
+        write_towers(self.encoder, directory, training=training, held_out=held_out)
 
 
 class Geometry(L.Callback):
-    """Tracks the gap and the recall of the held-out pairs while the heads train."""
+    """Tracks the gap and the recall of the held-out pairs while the encoder trains."""
 
     def __init__(self, job: ContrastiveJob) -> None:
         self.job = job
@@ -93,22 +157,37 @@ class Geometry(L.Callback):
 
 
 def contrastive_job(cfg: Any, build: Build) -> ContrastiveJob:
-    """Raises ValueError for features of other towers, an encoder that is no pair of towers, or
-    batches that are divided."""
+    """Heads on two towers where the stage names heads, else whole towers.
+
+    Raises ValueError for features of other towers, an encoder of the wrong kind, or batches that
+    are divided.
+    """
     _check_batches_are_whole(cfg)
-    towers = build(cfg.encoder)
-    if not isinstance(towers, TowerPair):
+    torch.manual_seed(cfg.seed)  # towers from scratch do not depend on what was drawn before
+    encoder = build(cfg.encoder)
+    if cfg.stage.heads is None:
+        return _towers_job(cfg, build, encoder)
+    if not isinstance(encoder, TowerPair):
         raise ValueError(
             f"stage=contrastive trains heads on two towers, but the encoder is a "
-            f"{type(towers).__name__}; give encoder=towers"
+            f"{type(encoder).__name__}; give encoder=towers"
         )
     data = build(cfg.data, **data_plan(cfg))
     for directory in data.train_pair:
-        check_encoder(directory, towers)
-    return ContrastiveJob(cfg, data, towers)
+        check_encoder(directory, encoder)
+    return HeadsJob(cfg, data, encoder)
 
 
-def gap_tracking(cfg: Any, model: ContrastiveModel, data: PlannedDataModule) -> list[GapTracking]:
+def _towers_job(cfg: Any, build: Build, encoder: Any) -> TowersJob:
+    if not isinstance(encoder, HuggingFaceEncoder) or encoder.model.config.model_type != "clip":
+        raise ValueError(
+            f"a stage without heads trains both towers of a CLIP, but the encoder is a "
+            f"{type(encoder).__name__}; give encoder=clip_tiny, or stage=contrastive for heads"
+        )
+    return TowersJob(cfg, build(cfg.data, encoder=encoder, **data_plan(cfg)), encoder)
+
+
+def _tracking(cfg: Any, model: ContrastiveModel, data: PlannedDataModule) -> list[GapTracking]:
     """What `stage.track` asks for: one callback, or none."""
     if cfg.stage.track.every is None:
         return []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from revision.files import file_digest, write_bytes
+from revision.records import input_paths
 
 INPUTS = "inputs.json"
 _DESCRIBING = ("header.json", "config.json", "provenance.json", "projector.safetensors")
@@ -31,12 +32,17 @@ def input_digests(paths: Mapping[str, str | Path | None]) -> dict[str, str]:
     for name, given in paths.items():
         if given is None:
             continue
-        path = Path(given)
-        if not path.exists():
-            raise ValueError(f"{name}={given} does not exist; correct the path")
-        files = [path / member for member in _DESCRIBING] if path.is_dir() else [path]
-        digests[name] = file_digest(*filter(Path.is_file, files))
+        digests[name] = file_digest(*filter(Path.is_file, _files_of(name, given)))
     return digests
+
+
+def _files_of(name: str, given: str | Path) -> list[Path]:
+    if "{" in str(given):  # several files, in the notation of webdataset
+        return input_paths(given)
+    path = Path(given)
+    if not path.exists():
+        raise ValueError(f"{name}={given} does not exist; correct the path")
+    return [path / member for member in _DESCRIBING] if path.is_dir() else [path]
 
 
 def claim_inputs(run_dir: Path, digests: Mapping[str, str]) -> None:
