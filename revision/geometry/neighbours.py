@@ -155,9 +155,10 @@ def _blocks(positions: np.ndarray, width: int) -> list[np.ndarray]:
 def _decide(
     distances: np.ndarray, indices: np.ndarray, block: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest `count` by distance, then position; and whether the last place is certain.
+    """The nearest `count` by distance, then position; and whether they are certain.
 
-    It is not where the next row found is as near: rows not found may be as near, too.
+    They are not where the farthest row found is as near as the last of them: rows not found may be
+    as near, too, and come first.
     """
     distances = np.where(indices == block[:, None], np.inf, distances)  # the row itself goes last
     order = np.argsort(distances, axis=1, kind="stable")
@@ -167,4 +168,4 @@ def _decide(
     ranks = np.cumsum(is_farther, axis=1)  # of columns 1, 2, ...; column 0 has rank 0
     ranks = np.concatenate([np.zeros_like(ranks[:, :1]), ranks], axis=1)
     places = np.lexsort((indices, ranks), axis=1)[:, :count]
-    return np.take_along_axis(indices, places, 1), is_farther[:, count - 1]
+    return np.take_along_axis(indices, places, 1), ranks[:, -2] > ranks[:, count - 1]

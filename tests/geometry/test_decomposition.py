@@ -112,3 +112,17 @@ def test_concentration_is_that_of_the_maximum_likelihood_fit():
     assert concentration(3 * rows) == pytest.approx(vonmises_fisher.fit(rows)[1], rel=0.03)
     assert concentration(np.concatenate([rows, -rows])) < 1e-12
     assert concentration(np.tile(rows[:1], (4, 1))) == np.inf
+    assert concentration(np.eye(3)[:2]) == pytest.approx(np.sqrt(0.5) * (3 - 0.5) / 0.5)
+
+
+def test_concentration_is_that_of_whole_gaps_outside():
+    """Of residuals alone, whose mean is 0, it would be near 0."""
+    text, image = pairs(6, 90)
+    frame = framed(text, image)
+    outside = (image - text) @ frame.complement
+    found = decompose(text, image, frame)
+    assert found.concentration == pytest.approx(concentration(outside))
+    assert found.spread_angle == pytest.approx(
+        spread_angle(outside.mean(0), covariance_of(outside))
+    )
+    assert found.spread_angle_null == random_angle(10)

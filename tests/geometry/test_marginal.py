@@ -66,6 +66,7 @@ def test_correlation_of_spectra_uses_the_asked_ranks_and_no_rounding():
     cut = text.copy()
     cut[5:] = 1e-16
     assert spectral_correlation(cut, image) == pytest.approx(expected)
+    assert spectral_correlation(image, cut) == pytest.approx(expected)
     assert -1 <= spectral_correlation(text, image) <= 1
 
 

@@ -93,6 +93,7 @@ def test_kappa_is_one_iff_isotropic_finite_and_free_of_scale(values):
     assert kappa_eff(5 * values) == pytest.approx(kappa_eff(values))
     deficient = np.append(values[:8], np.zeros(8))
     assert condition_number(deficient) == np.inf
+    assert condition_number(deficient + 1e-18) == np.inf
     assert 1e6 < kappa_eff(deficient) < 1e8
     assert kappa_eff(values, tail=0.5) < kappa_eff(values)
     assert condition_number(values) == pytest.approx(values[0] / values[-1])
@@ -130,6 +131,18 @@ def test_shape_ignores_rotation_and_scale():
     for name in vars(one).keys() - {"trace", "tail_exponent"}:
         assert getattr(two, name) == pytest.approx(getattr(one, name)), name
     assert one.tail_exponent == pytest.approx(two.tail_exponent)
+
+
+def test_description_holds_every_number(values):
+    found = describe(values, 60)
+    assert found.trace == pytest.approx(values.sum())
+    assert found.exponent == power_law_exponent(values)
+    assert found.effective_rank == effective_rank(values)
+    assert found.effective_rank_singular == effective_rank(np.sqrt(values))
+    assert found.effective_dimension == effective_dimension(values)
+    assert found.condition == condition_number(values)
+    assert (found.kappa, found.kappa_null) == (kappa_eff(values), kappa_null(16, 60))
+    assert found.anisotropy == anisotropy(values)
 
 
 def test_narrow_rows_have_no_tail_exponent():
