@@ -12,6 +12,7 @@ step, the first ones of the plan: what moves a curve is then the encoder alone.
 Nothing here changes the training. The state is part of the resume checkpoint.
 """
 
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from revision.encoders.contrastive import ContrastiveModel
 from revision.geometry.dynamics import GapTracker
 from revision.geometry.gradients import Gradients, info_nce_gradients
 from revision.report.gap_dynamics import draw_gap_dynamics
-from revision.training.callbacks import log_metrics
+from revision.training.callbacks import log_metrics, pause_clock
 from revision.training.metrics_file import read_metrics
 from revision.training.module import TrainingModule
 
@@ -119,13 +120,15 @@ class GapTracking(L.Callback):
         )
 
     def _measure(self, trainer: L.Trainer) -> None:
+        started_at = time.perf_counter()
         image, text = (rows.double().cpu().numpy() for rows in self.model.embed_all(self.probe))
         measured = self.tracker.measure(trainer.global_step, image, text, self._gradients())
         log_metrics(trainer, {f"{PREFIX}{name}": value for name, value in measured.items()})
+        pause_clock(trainer, time.perf_counter() - started_at)
 
     def _gradients(self) -> Gradients:
         """At the rows of every training batch, each batch with its own negatives."""
-        scale = float(self.model.scale)
+        scale = self.model.scale.item()
         parts = []
         for batch in self.training:
             image, text = (rows.double().cpu().numpy() for rows in self.model.embed_all([batch]))
