@@ -54,3 +54,8 @@ def test_pairs_have_less_noise_than_other_records():
     assert paired_noise(text, image) < apart
     covariance = ((text - text.mean(0)) * image).sum(1).mean()
     assert paired_noise(text, image) == pytest.approx(apart - 2 * covariance / 90)
+
+
+def test_text_is_stretched_before_its_noise_counts():
+    assert unpaired_noise(1.0, 10, 2.0, 20, 3.0) == pytest.approx(0.1 + 9 * 0.1)
+    assert predicted_gap(0.09, 0.16) == pytest.approx(0.5)
