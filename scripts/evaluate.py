@@ -54,7 +54,9 @@ def run(cfg: DictConfig) -> Path:
         model = revision.load(cfg.model, dtype=dtype)
         model.template = cfg.template or model.template
         root = Path(cfg.image_root) if cfg.image_root else None
-        heldout = open_heldout(source, encoder=model.encoder, image_root=root)
+        heldout = open_heldout(
+            source, encoder=model.encoder, image_root=root, image_map=model.image_map
+        )
         scores = evaluate(model, heldout, output_dir, settings, plan=plan)
     rows = result_rows(
         scores, setting=cfg.setting, stage=cfg.after_stage, seed=cfg.seed, split=cfg.split

@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, UInt64
+from jaxtyping import Float, Float32, Float64, Int64, UInt64
 from torch import Tensor
 
 WEYL = 0x9E3779B97F4A7C15
@@ -134,6 +134,24 @@ class ScaledNoise(Noise):
 NOISES: dict[str, type[Noise]] = {
     kind.name: kind for kind in (GaussianNoise, FixedNormNoise, BallNoise, ScaledNoise)
 }
+
+
+class Disturbed:
+    """Noise on rows that have no map to go through: Norm(Norm(z) + e), as a map rounds it."""
+
+    is_random = True
+    normalize = True
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise = noise
+
+    def __call__(
+        self, rows: Float[Tensor, "n dim"], keys: Int64[Tensor, " n"] | None
+    ) -> Float32[Tensor, "n dim"]:
+        assert keys is not None, "is_random"
+        unit = torch.nn.functional.normalize(rows.double(), eps=1e-30)
+        unit.add_(self.noise.draw(keys, rows.shape[1]).to(rows.device))
+        return torch.nn.functional.normalize(unit, eps=1e-30).float()
 
 
 def noise_card(noise: Noise | None) -> dict[str, Any] | None:

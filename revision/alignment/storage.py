@@ -6,6 +6,7 @@ shards, statistics. It is written last, so a directory with one holds a whole ma
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,7 @@ def load_alignment(directory: str | Path) -> AlignmentMap:
     """
     directory = Path(directory)
     card = read_card(directory)
-    alignment = method(card["name"])(**card["options"])
-    if card.get("noise"):
-        alignment.noise = noise_of(card["noise"])
+    alignment = unfitted(card)
     try:
         content = (directory / TENSORS_NAME).read_bytes()
         tensors = load(content)
@@ -65,6 +64,14 @@ def load_alignment(directory: str | Path) -> AlignmentMap:
         )
     for name in alignment.buffer_names:
         setattr(alignment, name, tensors[name])
+    return alignment
+
+
+def unfitted(identity: Mapping[str, Any]) -> AlignmentMap:
+    """The method of a card, or of the header of aligned shards, without its buffers."""
+    alignment = method(identity["name"])(**identity["options"])
+    if identity.get("noise"):
+        alignment.noise = noise_of(identity["noise"])
     return alignment
 
 

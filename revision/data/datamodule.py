@@ -9,8 +9,8 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 
+from revision.alignment.base import AlignmentMap
 from revision.data.image_text import ImageTextPairs, check_pair
 from revision.data.index import QUARANTINE, RecordIndex, build_index
 from revision.data.pairs import PairedRows
@@ -18,6 +18,7 @@ from revision.data.plan import EpochPlan, StepPlan
 from revision.data.sources import (
     CAPTION_PROMPT,
     ImageSource,
+    RowMap,
     SampleSource,
     ShardSource,
     check_record,
@@ -146,7 +147,8 @@ class VisualDataModule(PlannedDataModule):
         val_shards: str | Path | None = None,
         val_input: str | Path | None = None,
         encoder: DualEncoder | None = None,
-        alignment: nn.Module | None = None,
+        alignment: RowMap | None = None,
+        image_map: AlignmentMap | None = None,
         visual: str = "real",
         max_caption_words: int | None = None,
         caption_prompt: str = CAPTION_PROMPT,
@@ -173,7 +175,8 @@ class VisualDataModule(PlannedDataModule):
             val_batch_size=val_batch_size,
         )
         _check_one("data.", shards, input)
-        self.turns, self.encoder, self.alignment = turns, encoder, alignment
+        self.turns, self.encoder = turns, encoder
+        self.alignment, self.image_map = alignment, image_map
         self.train_data, self.val_data = (shards, input), (val_shards, val_input)
         self.image_root = None if image_root is None else Path(image_root)
         self.visual, self.max_caption_words = visual, max_caption_words
@@ -194,7 +197,7 @@ class VisualDataModule(PlannedDataModule):
         shards: str | Path | None,
         input: str | Path | None,
         *,
-        alignment: nn.Module | None,
+        alignment: RowMap | None,
         max_caption_words: int | None,
     ) -> SampleSource:
         options: dict[str, Any] = {
@@ -205,7 +208,12 @@ class VisualDataModule(PlannedDataModule):
         if shards is not None:
             cached = 2 * self.shuffle_blocks
             return ShardSource(
-                Path(shards), self.turns, alignment=alignment, cache_blocks=cached, **options
+                Path(shards),
+                self.turns,
+                alignment=alignment,
+                image_map=self.image_map,
+                cache_blocks=cached,
+                **options,
             )
         assert input is not None
         if self.encoder is None:

@@ -57,7 +57,8 @@ class PairedRows:
         _check_pairs(self.image.reader, self.text.reader)
         self.block_sizes = [block.rows for block in self.image.reader.blocks]
 
-    def batch(self, numbers: Sequence[int]) -> PairedBatch:
+    def batch(self, numbers: Sequence[int], epoch: int = 0) -> PairedBatch:
+        """The pairs of these rows, the same in every epoch."""
         image, text = self.image.rows(numbers), self.text.rows(numbers)
         return PairedBatch(image, text, window_targets=len(numbers))
 

@@ -113,6 +113,10 @@ class StepPlan:
     def steps_per_epoch(self) -> int:
         return -(-self.epoch_plan.num_samples // self.global_batch)
 
+    def epoch(self, step: int) -> int:
+        """Which visit of the data the step belongs to, from 0."""
+        return step // self.steps_per_epoch
+
     def window(self, step: int) -> list[list[int]]:
         """The records of each micro-batch of this process; a list may be short or empty."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)

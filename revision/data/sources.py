@@ -15,13 +15,15 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from revision.alignment.base import AlignmentMap
+from revision.alignment.noise import row_keys
 from revision.data.index import RecordIndex
 from revision.data.samples import Batch, Sample, collate, dummy_sample
 from revision.data.templates import TurnEncoder, check_turns
@@ -35,8 +37,26 @@ CAPTION_PROMPT = "Describe the image."
 _INDEX_BLOCK = 4096
 
 
+@runtime_checkable
+class RowMap(Protocol):
+    """What text rows go through when they are read: an alignment map, or noise alone."""
+
+    @property
+    def is_random(self) -> bool: ...
+
+    @property
+    def normalize(self) -> bool: ...
+
+    def __call__(
+        self, rows: Float[Tensor, "n dim"], keys: Int64[Tensor, " n"] | None
+    ) -> Tensor: ...
+
+
 class SampleSource(ABC):
-    """Base of the sources. `block_sizes` counts records; `batch` takes record numbers."""
+    """Base of the sources. `block_sizes` counts records; `batch` takes record numbers.
+
+    What is random in a sample depends on its record and on `epoch` alone.
+    """
 
     block_sizes: list[int]
 
@@ -63,14 +83,14 @@ class SampleSource(ABC):
     def num_images(self, number: int) -> int: ...
 
     @abstractmethod
-    def images(self, number: int) -> dict[str, Tensor]:
+    def images(self, number: int, epoch: int = 0) -> dict[str, Tensor]:
         """The pictures of a record as `visual` or `pixels` of a sample."""
 
     @abstractmethod
     def blank(self, num_images: int) -> dict[str, Tensor]:
         """As many pictures whose feature is zero."""
 
-    def sample(self, number: int) -> Sample:
+    def sample(self, number: int, epoch: int = 0) -> Sample:
         record, num_images = self.record(number), self.num_images(number)
         turns = record_turns(
             record,
@@ -83,42 +103,44 @@ class SampleSource(ABC):
             input_ids, labels = self.turns(turns)
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}") from error
-        return Sample(record.id, input_ids, labels, **self._seen(number, num_images))
+        return Sample(record.id, input_ids, labels, **self._seen(number, num_images, epoch))
 
-    def batch(self, numbers: Sequence[int]) -> Batch:
+    def batch(self, numbers: Sequence[int], epoch: int = 0) -> Batch:
         """The batch of these records; without any, one sample without targets."""
-        samples = [self.sample(number) for number in numbers]
+        samples = [self.sample(number, epoch) for number in numbers]
         return collate(samples or [dummy_sample(self.turns.filler_id)])
 
-    def _seen(self, number: int, num_images: int) -> dict[str, Tensor]:
+    def _seen(self, number: int, num_images: int, epoch: int) -> dict[str, Tensor]:
         if num_images == 0:
             return {}
         if self.visual == "zero":
             return self.blank(num_images)
         if self.visual == "real":
-            return self.images(number)
+            return self.images(number, epoch)
         rows = torch.arange(num_images)
-        other = self._others_images(number)
+        other = self._others_images(number, epoch)
         return {name: images[rows % len(images)] for name, images in other.items()}
 
-    def _others_images(self, number: int) -> dict[str, Tensor]:
+    def _others_images(self, number: int, epoch: int) -> dict[str, Tensor]:
         """The pictures of a record half the data away, the same one in every run; of the next one
         where that has none, or the very same picture (several questions about one)."""
-        own, total = self.images(number), len(self)
+        own, total = self.images(number, epoch), len(self)
         for step in range(total):
             other = (number + total // 2 + step) % total
             if self.num_images(other):
-                images = self.images(other)
+                images = self.images(other, epoch)
                 if all(not torch.equal(images[name][0], own[name][0]) for name in own):
                     return images
         raise ValueError("visual='shuffled' needs records with at least two different pictures")
 
 
 class ShardSource(SampleSource):
-    """Samples of a feature set. `alignment` maps its rows when they are read, without a copy.
+    """Samples of a feature set, mapped when they are read, without a copy.
 
-    Rows are divided by their norm whatever is stored: float16 rows of both modalities are then
-    treated alike (the public code re-normalises only text).
+    `alignment` maps text rows, whatever the set is; `image_map` those of a set of images, and is
+    for alignments that move images too. Rows are divided by their norm whatever is stored: float16
+    rows of both modalities are then treated alike (the public code re-normalises only text). Rows
+    keep their norm only where the alignment that made them says so (`normalize=False`).
     """
 
     def __init__(
@@ -126,7 +148,8 @@ class ShardSource(SampleSource):
         directory: Path,
         turns: TurnEncoder,
         *,
-        alignment: Callable[[Tensor], Tensor] | None = None,
+        alignment: RowMap | None = None,
+        image_map: AlignmentMap | None = None,
         cache_blocks: int = 16,
         **options: Any,
     ) -> None:
@@ -134,6 +157,9 @@ class ShardSource(SampleSource):
         self.reader = ShardReader(directory)
         self.dim = self.reader.dim
         self.alignment = alignment
+        self.image_map = image_map if self.reader.header.kind == "image" else None
+        made_by = (self.reader.header.alignment or {}).get("options", {})
+        self._keeps_norms = not made_by.get("normalize", True)
         self.block_sizes = [block.records for block in self.reader.blocks]
         self._starts = np.concatenate([[0], np.cumsum(self.block_sizes, dtype=np.int64)])
         self._cache: OrderedDict[int, tuple[list[bytes], np.ndarray]] = OrderedDict()
@@ -148,20 +174,34 @@ class ShardSource(SampleSource):
         rows = self._block(block)[1]
         return int(rows[index + 1] - rows[index])
 
-    def images(self, number: int) -> dict[str, Tensor]:
+    def images(self, number: int, epoch: int = 0) -> dict[str, Tensor]:
         block, index = self._locate(number)
         first, last = self._block(block)[1][index : index + 2]
+        stored = np.array(self.reader.features(block)[first:last])
         shard = self.reader.directory / self.reader.blocks[block].shard
         rows = unit_rows(
-            self.reader.features(block)[first:last],
-            lambda row: f"{shard}: row {row} of record {self.record(number).id!r}",
+            stored, lambda row: f"{shard}: row {row} of record {self.record(number).id!r}"
         )
         if self.alignment is not None:
-            rows = self.alignment(rows)
+            rows = self._aligned(self.alignment, torch.from_numpy(stored), number, epoch)
+        elif self.image_map is not None:
+            rows = self.image_map.forward_images(rows)
+        elif self._keeps_norms:
+            rows = torch.from_numpy(stored).float()
         return {"visual": rows[:, None]}
 
     def blank(self, num_images: int) -> dict[str, Tensor]:
         return {"visual": torch.zeros(num_images, 1, self.dim)}
+
+    def _aligned(self, alignment: RowMap, stored: Tensor, number: int, epoch: int) -> Tensor:
+        """The rows that `apply_alignment` would have stored, as this source would read those."""
+        keys = None
+        if alignment.is_random:
+            keys = row_keys([self.record(number).id] * len(stored), epoch)
+        rows = alignment(stored, keys)
+        if not alignment.normalize:
+            return rows
+        return unit_rows(rows.numpy(), lambda row: f"aligned row {row} of record number {number}")
 
     def _locate(self, number: int) -> tuple[int, int]:
         block = int(np.searchsorted(self._starts, number, side="right")) - 1
@@ -203,7 +243,7 @@ class ImageSource(SampleSource):
     def num_images(self, number: int) -> int:
         return len(self.index[number].images)
 
-    def images(self, number: int) -> dict[str, Tensor]:
+    def images(self, number: int, epoch: int = 0) -> dict[str, Tensor]:
         record = self.index[number]
         try:
             loaded = [load_image(image, image_root=self.image_root) for image in record.images]

@@ -27,11 +27,14 @@ class CountedBatch(Protocol):
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """Makes batches of record numbers; an empty list gives a batch without targets."""
+    """Makes batches of record numbers; an empty list gives a batch without targets.
+
+    `epoch` counts the visits of the data: what is random in a record is drawn anew in each.
+    """
 
     block_sizes: list[int]
 
-    def batch(self, numbers: Sequence[int]) -> Any: ...
+    def batch(self, numbers: Sequence[int], epoch: int = 0) -> Any: ...
 
 
 class WindowDataset(Dataset[list[CountedBatch]]):
@@ -46,7 +49,8 @@ class WindowDataset(Dataset[list[CountedBatch]]):
 
     def __getitem__(self, step: int) -> list[CountedBatch]:
         window = self.plan.window(step)
-        batches: list[CountedBatch] = [self.source.batch(numbers) for numbers in window]
+        epoch = self.plan.epoch(step)
+        batches: list[CountedBatch] = [self.source.batch(numbers, epoch) for numbers in window]
         num_targets = sum(batch.num_targets for batch in batches)
         if num_targets == 0 and any(window):
             raise ValueError(

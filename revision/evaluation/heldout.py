@@ -2,6 +2,7 @@
 
 Both kinds give the same view: records in order, pictures numbered through all records, and the
 visual rows of any picture on demand. Records (their texts) are held in memory, pictures are not.
+Where the model's alignment moves images too, rows of pictures come out moved (`image_map`).
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from revision.alignment.base import AlignmentMap
 from revision.encoders.base import DualEncoder, check_same_encoder
 from revision.files import file_digest
 from revision.records import Record, Rejection, load_image, read_records
@@ -35,10 +37,18 @@ class HeldOutSet(ABC):
     records: Sequence[Record]
     pictures: Sequence[Sequence[int]]
     rejected: Sequence[Rejection]
+    image_map: AlignmentMap | None = None
 
     @abstractmethod
     def rows(self, picture: int) -> Float[Tensor, "R D"]:
         """The visual rows of one picture."""
+
+    def _placed(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
+        """Rows of a picture where the model's alignment puts them."""
+        if self.image_map is None:
+            return rows
+        device = self.image_map.target_mean.device
+        return self.image_map.forward_images(rows.to(device)).cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +65,8 @@ class FeatureSet(HeldOutSet):
         """The feature row, pooled: R is 1."""
         block = bisect_right(self.starts, picture) - 1
         row = self.reader.features(block)[picture - self.starts[block]]
-        return torch.from_numpy(row.astype(np.float32))[None]
+        rows = torch.from_numpy(row.astype(np.float32))[None]
+        return self._placed(rows) if self.reader.header.kind == "image" else rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +92,20 @@ class ImageSet(HeldOutSet):
         device = next(self.encoder.parameters()).device
         with torch.no_grad():
             inputs = self.encoder.image_inputs(image)[None].to(device)
-            return self.encoder.encode_images(inputs).reshape(-1, self.encoder.dim).cpu()
+            rows = self.encoder.encode_images(inputs).reshape(-1, self.encoder.dim).cpu()
+        return self._placed(rows)
 
 
 def open_heldout(
-    path: Path, *, encoder: DualEncoder | None = None, image_root: Path | None = None
+    path: Path,
+    *,
+    encoder: DualEncoder | None = None,
+    image_root: Path | None = None,
+    image_map: AlignmentMap | None = None,
 ) -> HeldOutSet:
     """The feature set in `path`, or the records of `path` with images encoded by `encoder`.
+
+    `image_map` is the model's; rows of texts do not go through it.
 
     Raises ValueError when images have to be encoded and the model holds no encoder, or when the
     rows of the feature set come from another encoder than `encoder`.
@@ -97,7 +115,7 @@ def open_heldout(
         reader = ShardReader(path)
         if encoder is not None:
             check_same_encoder(path, reader.header.encoder, encoder)
-        return _feature_set(reader)
+        return _feature_set(reader, image_map)
     if encoder is None:
         raise ValueError(
             f"{path} holds images and the model directory holds no encoder; "
@@ -115,10 +133,11 @@ def open_heldout(
         encoder=encoder,
         owners=owners,
         image_root=image_root,
+        image_map=image_map,
     )
 
 
-def _feature_set(reader: ShardReader) -> FeatureSet:
+def _feature_set(reader: ShardReader, image_map: AlignmentMap | None) -> FeatureSet:
     blocks = range(len(reader.blocks))
     records = [record for block in blocks for record in reader.records(block)]
     counts = [int(count) for block in blocks for count in reader.row_counts(block)]
@@ -131,6 +150,7 @@ def _feature_set(reader: ShardReader) -> FeatureSet:
         rejected=rejected,
         reader=reader,
         starts=starts,
+        image_map=image_map,
     )
 
 

@@ -4,7 +4,8 @@
     projector.safetensors
     llm/                     a Hugging Face directory with the tokenizer
     encoder/                 the image encoder, where the model has one
-    alignment/               the map that made its training features, where there is one
+    alignment/               the map that made its training features, where there is one; the model
+                             applies it to pictures, if it is one that moves images too
     provenance.json          what it was trained from
 
 Weights that did not change since they were loaded are hard links to the files they came from, so
@@ -23,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from revision.alignment.storage import load_alignment, save_alignment
 from revision.encoders.base import write_identity
 from revision.encoders.load import load_encoder
 from revision.files import fsync_tree, saving
@@ -60,6 +62,8 @@ def save_model(
         _save_encoder(model, new / "encoder")
         if alignment_dir is not None:
             shutil.copytree(alignment_dir, new / "alignment")
+        elif model.image_map is not None:
+            save_alignment(model.image_map, new / "alignment")
         (new / "provenance.json").write_text(json.dumps(dict(provenance), indent=2))
         (new / "config.json").write_text(json.dumps(_config(model), indent=2))
         fsync_tree(new)
@@ -99,6 +103,7 @@ def load_model(
         encoder=load_encoder(directory / "encoder") if config["has_encoder"] else None,
         template=config["template"],
         layout=config["layout"],
+        image_map=load_alignment(directory / "alignment") if config.get("moves_images") else None,
     )
     model.encoder_dir = directory / "encoder" if config["has_encoder"] else None
     return model.to(language_model.device).eval()
@@ -121,7 +126,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
             f"{directory} has schema version {config.get('schema_version')}, this code reads "
             f"{SCHEMA_VERSION}; use the release that wrote it"
         )
-    for name in ("projector.safetensors", "llm/config.json"):
+    needed = ["projector.safetensors", "llm/config.json"]
+    if config.get("moves_images"):  # without the map, answers would be about other features
+        needed += ["alignment/alignment.json", "alignment/alignment.safetensors"]
+    for name in needed:
         if not (directory / name).is_file():
             raise ValueError(f"{directory} is incomplete: {name} is missing; copy it again")
     return config
@@ -135,6 +143,7 @@ def _config(model: LlavaModel) -> dict[str, Any]:
         "layout": model.layout,
         "projector": model.projector.options(),
         "has_encoder": model.encoder is not None,
+        "moves_images": model.image_map is not None,
     }
 
 

@@ -1,7 +1,10 @@
 """The LLaVA architecture around any causal language model of `transformers`.
 
-    pixels --encoder--> feature rows --projector--> K embeddings --splice--> LLM --> logits
+    pixels --encoder--> feature rows --image map--> rows --projector--> K embeddings --splice--> LLM
 
+Some alignments move images too (collapse, for one); a model trained on their text holds the map as
+`image_map` and applies it where features of pictures enter: to what its encoder gives, and to
+features given in the place of pictures. The `visual` of a sample or a batch is behind the map.
 Features that were computed before (feature shards, aligned text) enter behind the encoder, so one
 model serves pseudo-visual pretraining, instruction tuning and generation. Logits are computed only
 where there is a target: with a vocabulary of 50,000 to 250,000 they would be the largest tensor.
@@ -20,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from revision.alignment.base import AlignmentMap
 from revision.data.samples import IGNORE, Batch, Sample, collate
 from revision.data.templates import TurnEncoder
 from revision.encoders.base import DualEncoder
@@ -41,6 +45,7 @@ class LlavaModel(nn.Module):
 
     language_model: Any  # a causal model of transformers, wrapped or not
     encoder: DualEncoder | None
+    image_map: AlignmentMap | None
 
     def __init__(
         self,
@@ -50,8 +55,10 @@ class LlavaModel(nn.Module):
         encoder: DualEncoder | None = None,
         template: str = "chat",
         layout: str = "auto",
+        image_map: AlignmentMap | None = None,
     ) -> None:
         super().__init__()
+        self.image_map = image_map
         self.language_model, self.projector, self.encoder = language_model, projector, encoder
         self.tokenizer, self.template = tokenizer, template
         self.encoder_dir: Path | None = None  # where an unchanged encoder can be linked from
@@ -133,7 +140,8 @@ class LlavaModel(nn.Module):
     @torch.no_grad()
     def _rows(self, image: Image.Image | Tensor) -> Float[Tensor, "R D"]:
         if isinstance(image, Tensor):
-            return image.reshape(-1, self.projector.input_dim).float().cpu()
+            rows = image.reshape(-1, self.projector.input_dim).float()
+            return self._placed(rows.to(self.device)).cpu()
         pixels = self._need_encoder().image_inputs(image)[None]
         return self._encode(pixels.to(self.device))[0].cpu()
 
@@ -146,7 +154,11 @@ class LlavaModel(nn.Module):
         return self.encoder
 
     def _encode(self, pixels: Float[Tensor, "V ..."]) -> Float[Tensor, "V 1 D"]:
-        return self._need_encoder().encode_images(pixels)[:, None]
+        return self._placed(self._need_encoder().encode_images(pixels))[:, None]
+
+    def _placed(self, rows: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+        """Features of pictures where the projector was taught to expect them."""
+        return rows if self.image_map is None else self.image_map.forward_images(rows)
 
     def _visual(self, batch: Batch) -> Tensor | None:
         """Projected pictures. The projector runs even for a batch without any (`_touch`)."""

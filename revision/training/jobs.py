@@ -54,6 +54,11 @@ class Job(Protocol):
 def make_job(cfg: Any, build: Build) -> Job:
     """The job of `cfg.stage`, by what it leaves in the run directory."""
     if cfg.stage.result == "encoder":
+        if cfg.get("noise"):
+            raise ValueError(
+                "noise= disturbs the text features of pretrain and its kin; a stage that trains "
+                "an encoder has no use for it: leave it out"
+            )
         from revision.training.contrastive_job import contrastive_job
 
         return contrastive_job(cfg, build)

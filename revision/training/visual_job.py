@@ -12,9 +12,12 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from revision.alignment.base import AlignmentMap
-from revision.alignment.storage import alignment_digest, load_alignment, read_card
+from revision.alignment.methods import method_names
+from revision.alignment.noise import Disturbed, Noise
+from revision.alignment.storage import alignment_digest, load_alignment, read_card, unfitted
 from revision.data.datamodule import VisualDataModule
 from revision.data.samples import Batch
+from revision.data.sources import RowMap
 from revision.encoders.base import DualEncoder
 from revision.models.directory import load_model, save_model
 from revision.models.llava import LlavaModel
@@ -32,7 +35,9 @@ class VisualJob:
     The frozen encoder is taken out of the model while that trains. It embeds pictures in `prepare`:
     no strategy shards it, where a rank without pictures would keep the others waiting, and it
     computes in float32 as `embed.py` does. The result has it back, also where the features of
-    training came from shards, so that it can be asked about pictures.
+    training came from shards, so that it can be asked about pictures. The same holds for the
+    image map, where the alignment in `alignment_dir` moves images too: rows of pictures go through
+    it in `prepare`, and in the sources where they come from shards.
 
     Raises:
         ValueError: the features are of another width than the projector reads.
@@ -53,6 +58,7 @@ class VisualJob:
         for name, source in zip(("training", "held-out"), self.data.sources, strict=True):
             _check_width(name, source, self.model)
         self.encoder, self.model.encoder = self.model.encoder, None
+        self.image_map, self.model.image_map = _image_map(alignment_dir), None
 
     @property
     def callbacks(self) -> list[L.Callback]:
@@ -66,6 +72,8 @@ class VisualJob:
         assert self.encoder is not None
         pixels = batch.pixels.float()
         rows = self.encoder.to(pixels.device).encode_images(pixels)
+        if self.image_map is not None:
+            rows = self.image_map.to(pixels.device).forward_images(rows)
         return replace(batch, pixels=None, visual=rows[:, None])
 
     def lower_frozen(self, dtype: torch.dtype) -> None:
@@ -81,6 +89,7 @@ class VisualJob:
         loggers: Sequence[Logger],
     ) -> None:
         model: LlavaModel = with_weights(self.make_model(), weights)
+        model.image_map = _image_map(self.alignment_dir)
         save_model(
             model,
             directory,
@@ -102,6 +111,8 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
         say(f"start_from: llm and projector come from {cfg.start_from}")
     feature_sets = [Path(path) for path in (cfg.data.shards, cfg.data.val_shards) if path]
     make_model = partial(_started if cfg.start_from else _new, cfg, build)
+    noise: Noise | None = build(cfg.noise) if cfg.get("noise") else None
+    alignment_dir = _alignment_dir(cfg)
 
     def make_data(model: LlavaModel) -> VisualDataModule:
         if model.encoder is not None:
@@ -112,7 +123,8 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
             cfg.data,
             turns=model.turn_encoder(tokens_per_image=model.tokens_per_row, **limits),
             encoder=model.encoder,
-            alignment=_alignment(cfg),
+            alignment=_row_map(cfg, noise),
+            image_map=_image_map(alignment_dir),
             **data_plan(cfg),
         )
         return data
@@ -120,7 +132,7 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
     return VisualJob(
         make_model,
         make_data,
-        alignment_dir=_alignment_dir(cfg),
+        alignment_dir=alignment_dir,
         num_answers=cfg.num_answers,
     )
 
@@ -193,31 +205,99 @@ def _check_width(name: str, source: Any, model: LlavaModel) -> None:
         )
 
 
+def _row_map(cfg: Any, noise: Noise | None) -> RowMap | None:
+    """What the rows of text shards go through when they are read: `data.alignment`, `noise`."""
+    alignment = _alignment(cfg)
+    if noise is None:
+        return alignment
+    if alignment is not None:
+        alignment.add_noise(noise)
+        return alignment
+    _check_takes_noise(cfg)
+    return Disturbed(noise)
+
+
+def _check_takes_noise(cfg: Any) -> None:
+    header = read_header(Path(cfg.data.shards)) if cfg.data.shards else None
+    if header is None or header.kind != "text":
+        raise ValueError(
+            f"noise= disturbs features of texts, but data.shards={cfg.data.shards} holds none; "
+            "pictures stay as they are: leave noise out, or give text shards"
+        )
+    if header.alignment is not None and _made_by(header.alignment, "is_random"):
+        raise ValueError(
+            f"the rows of data.shards={cfg.data.shards} have noise in them already (alignment "
+            f"{header.alignment['name']}); leave noise= out, or give shards without"
+        )
+
+
 def _alignment(cfg: Any) -> AlignmentMap | None:
     """The map of `data.alignment`, for raw text shards."""
     if not cfg.data.alignment:
         return None
-    if not cfg.data.shards or read_header(Path(cfg.data.shards)).alignment is not None:
+    header = read_header(Path(cfg.data.shards)) if cfg.data.shards else None
+    if header is None or header.alignment is not None or header.kind != "text":
         raise ValueError(
             "data.alignment maps the rows of raw text shards, but data.shards="
             f"{cfg.data.shards} is none or aligned already; give one of the two"
         )
     fitted_on = read_card(Path(cfg.data.alignment))["provenance"].get("source", {})
     if "encoder" in fitted_on:
-        expected = read_header(Path(cfg.data.shards)).encoder
-        check_identity(cfg.data.alignment, fitted_on["encoder"], expected, "data.shards")
+        check_identity(cfg.data.alignment, fitted_on["encoder"], header.encoder, "data.shards")
     return load_alignment(cfg.data.alignment)
 
 
 def _alignment_dir(cfg: Any) -> Path | None:
     """The map behind the training features: given, beside the shards, or of an earlier stage."""
+    earlier = Path(cfg.start_from) / MAP_NAME if cfg.start_from else None
+    if earlier is not None and not earlier.is_dir():
+        earlier = None
+    new = _new_alignment_dir(cfg)
+    if new is not None and earlier is not None:
+        _check_one_frame(new, earlier)
+    return new or earlier
+
+
+def _new_alignment_dir(cfg: Any) -> Path | None:
     if cfg.data.alignment:
         return Path(cfg.data.alignment)
-    if cfg.data.shards:
-        aligned = read_header(Path(cfg.data.shards)).alignment
-        beside = Path(cfg.data.shards).parent / MAP_NAME
-        if aligned is not None and beside.is_dir():
-            same = alignment_digest(load_alignment(beside)) == aligned["sha256"]
-            return beside if same else None
-    earlier = Path(cfg.start_from or "") / MAP_NAME
-    return earlier if cfg.start_from and earlier.is_dir() else None
+    aligned = read_header(Path(cfg.data.shards)).alignment if cfg.data.shards else None
+    if aligned is None:
+        return None
+    beside = Path(cfg.data.shards).parent / MAP_NAME
+    if beside.is_dir() and alignment_digest(load_alignment(beside)) == aligned["sha256"]:
+        return beside
+    if _made_by(aligned, "changes_images"):
+        raise ValueError(
+            f"alignment {aligned['name']} of data.shards={cfg.data.shards} moves images too, and "
+            f"its map is not in {beside}: the model would be shown pictures where it never saw "
+            "any; put the alignment directory that align.py wrote beside the shards"
+        )
+    return None
+
+
+def _check_one_frame(new: Path, earlier: Path) -> None:
+    """Refuse to go on with a model in a frame of images that is not the one it was trained in."""
+    if _image_map(new) is None and _image_map(earlier) is None:
+        return
+    digests = [alignment_digest(load_alignment(path)) for path in (new, earlier)]
+    if digests[0] != digests[1]:
+        raise ValueError(
+            f"{new} and {earlier} are two maps of which one moves images: pictures would stand "
+            "elsewhere than in the stage before; use the map of start_from"
+        )
+
+
+def _image_map(directory: Path | None) -> AlignmentMap | None:
+    """The map in `directory`, if image rows have to go through it."""
+    if directory is None:
+        return None
+    alignment = load_alignment(directory)
+    return alignment if alignment.changes_images else None
+
+
+def _made_by(identity: Mapping[str, Any], what: str) -> bool:
+    """Whether the map that a header names `is_random` or `changes_images`."""
+    if identity["name"] not in method_names() or "options" not in identity:
+        return False  # rows that another project aligned, see `revision.conversion`
+    return bool(getattr(unfitted(identity), what))

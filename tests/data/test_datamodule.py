@@ -123,8 +123,10 @@ def test_held_out_data_is_whole_real_and_uncut(shards):
     assert counts[0] / 3 > module.sources[0].sample(0).num_targets
 
 
-class Negate(torch.nn.Module):
-    def forward(self, rows):
+class Negate:
+    is_random, normalize = False, True
+
+    def __call__(self, rows, keys):
         return -rows
 
 

@@ -20,6 +20,15 @@ from tests.tiny_models import bpe_tokenizer
 DIM = 5
 
 
+class Negate:
+    """An alignment that no keys matter to."""
+
+    is_random, normalize = False, True
+
+    def __call__(self, rows, keys):
+        return -rows.float()
+
+
 def talk(id, *answers, marks=1):
     first = "<image>\n" * marks + "What is it?"
     turns = [t for a in answers for t in (Turn("user", first), Turn("assistant", a))]
@@ -79,7 +88,7 @@ def test_each_record_gets_its_own_rows_as_unit_vectors(shards):
 
 
 def test_an_alignment_is_applied_when_rows_are_read(shards):
-    flipped = source(shards, alignment=lambda rows: -rows).sample(2)
+    flipped = source(shards, alignment=Negate()).sample(2)
     assert torch.equal(flipped.visual, -source(shards).sample(2).visual)
 
 

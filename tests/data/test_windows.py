@@ -26,7 +26,7 @@ class Numbers:
 class Source:
     block_sizes = BLOCKS
 
-    def batch(self, numbers):
+    def batch(self, numbers, epoch=0):
         return Numbers(list(numbers))
 
 
@@ -88,7 +88,7 @@ def test_all_processes_together_see_what_one_sees(workers):
 
 def test_a_step_without_targets_is_refused():
     class Silent(Source):
-        def batch(self, numbers):
+        def batch(self, numbers, epoch=0):
             return Numbers([-1] * len(numbers))
 
     plan = StepPlan(EpochPlan(BLOCKS), 2)
