@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -51,6 +52,22 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def device_of(name: str) -> torch.device:
+    """`cpu`, `cuda`, or `auto`: the GPU of this process if there is one.
+
+    Raises:
+        ValueError: another name, or no GPU.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is auto, cpu or cuda, not {name!r}")
+    found = torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not found):
+        return torch.device("cpu")
+    if not found:
+        raise ValueError("device=cuda, but torch sees no GPU; use device=cpu or auto")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % found)
 
 
 def rank() -> int:

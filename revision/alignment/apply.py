@@ -1,7 +1,8 @@
 """Apply a fitted map to text shards, one output shard per input shard, resumable.
 
 The result is a feature set like its input (same records, same blocks, float32 unit rows) whose
-header names the alignment. Applying on the fly instead, `alignment(rows)`, gives the same bits.
+header names the alignment. Applying on the fly instead, `alignment(rows)`, gives the same bits; a
+random map draws the noise of epoch 0. Threads and processes write different shards.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from revision import parallel
 from revision.alignment.base import AlignmentMap
-from revision.alignment.moments import bad_rows, one_thread
+from revision.alignment.moments import one_thread
+from revision.alignment.noise import noise_card, row_keys
 from revision.alignment.storage import alignment_digest
 from revision.files import claim
 from revision.progress import track
@@ -22,10 +25,17 @@ NO_DIRECTION = "feature row is zero or not finite"
 
 
 @one_thread()
-def apply_alignment(alignment: AlignmentMap, source_dir: Path, output_dir: Path) -> Header:
+def apply_alignment(
+    alignment: AlignmentMap,
+    source_dir: Path,
+    output_dir: Path,
+    *,
+    num_workers: int = 1,
+) -> Header:
     """Write the aligned rows of the feature set `source_dir` as the feature set `output_dir`.
 
     Shards that exist are kept. A record with a bad feature row goes to quarantine as a whole.
+    `num_workers` threads write shards side by side; rows are mapped where the map is.
 
     Raises:
         ValueError: `output_dir` holds rows of another map or of another source.
@@ -39,22 +49,41 @@ def apply_alignment(alignment: AlignmentMap, source_dir: Path, output_dir: Path)
     identity = {
         "name": alignment.name,
         "options": alignment.options(),
+        "noise": noise_card(alignment.noise),
         "sha256": alignment_digest(alignment),
     }
-    claim(output_dir, {"alignment": identity, "source": _digests(reader.header)})
-    if (output_dir / "header.json").exists():
+    if parallel.rank() == 0:
+        claim(output_dir, {"alignment": identity, "source": _digests(reader.header)})
+    if parallel.from_first((output_dir / "header.json").exists()):
         return read_header(output_dir)
-    for index, shard in enumerate(track(reader.header.shards, f"align ({alignment.name})")):
-        if not (output_dir / shard_name(index)).exists():
-            _align_shard(alignment, reader, shard.name, output_dir, index)
-    return write_header(
-        output_dir,
-        kind=reader.header.kind,
-        encoder=reader.header.encoder,
-        source=reader.header.source,
-        alignment=identity,
-        num_shards=len(reader.header.shards),
-    )
+    _write_shards(alignment, reader, output_dir, num_workers)
+    parallel.barrier()
+    if parallel.rank() == 0:
+        write_header(
+            output_dir,
+            kind=reader.header.kind,
+            encoder=reader.header.encoder,
+            source=reader.header.source,
+            alignment=identity,
+            num_shards=len(reader.header.shards),
+        )
+    parallel.barrier()
+    return read_header(output_dir)
+
+
+def _write_shards(
+    alignment: AlignmentMap, reader: ShardReader, directory: Path, num_workers: int
+) -> None:
+    """Write the missing ones of the shards of this process."""
+    indices = range(parallel.rank(), len(reader.header.shards), parallel.world_size())
+    missing = [index for index in indices if not (directory / shard_name(index)).exists()]
+
+    def write(index: int) -> None:
+        _align_shard(alignment, reader, directory, index)
+
+    written = parallel.in_order(write, missing, num_workers)
+    for _ in track(written, f"align ({alignment.name})", total=len(missing)):
+        pass
 
 
 def rejections_at(reader: ShardReader, positions: Iterable[int]) -> Iterator[Rejection]:
@@ -67,30 +96,44 @@ def rejections_at(reader: ShardReader, positions: Iterable[int]) -> Iterator[Rej
         yield _rejection(reader, block, row, reader.records(block)[owner])
 
 
-def _align_shard(
-    alignment: AlignmentMap, reader: ShardReader, shard: str, directory: Path, index: int
-) -> None:
+def _align_shard(alignment: AlignmentMap, reader: ShardReader, directory: Path, index: int) -> None:
+    shard = reader.header.shards[index].name
     with ShardWriter(directory, index, reader.dim, "float32") as writer:
         for block in (b for b, place in enumerate(reader.blocks) if place.shard == shard):
-            rows, records, counts, rejections = _good_records(reader, block)
-            for rejection in rejections:
-                writer.reject(rejection)
-            writer.add_block(alignment(torch.tensor(rows)).numpy(), records, counts.tolist())
+            aligned, bad = _aligned(alignment, reader, block)
+            if bad.any():
+                _add_good_records(writer, reader, block, aligned, bad)
+            else:
+                num_records = reader.blocks[block].records
+                writer.copy_block(aligned, reader.record_bytes(block), num_records)
 
 
-def _good_records(
-    reader: ShardReader, block: int
-) -> tuple[np.ndarray, list[Record], np.ndarray, list[Rejection]]:
-    """Rows, records and row counts of a block without the records that have a bad row."""
-    rows, records, counts = reader.features(block), reader.records(block), reader.row_counts(block)
-    bad = bad_rows(rows)
-    if not bad.any():
-        return rows, records, counts, []
+def _aligned(
+    alignment: AlignmentMap, reader: ShardReader, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The aligned rows of a block, and which rows are bad."""
+    rows = torch.tensor(reader.features(block), device=alignment.source_mean.device)
+    keys = None
+    if alignment.is_random:
+        counts = reader.row_counts(block)
+        ids = np.repeat([record.id for record in reader.records(block)], counts)
+        keys = row_keys(ids.tolist(), epoch=0)
+    aligned, bad = alignment.map_good(rows, keys)
+    return aligned.cpu().numpy(), bad.cpu().numpy()
+
+
+def _add_good_records(
+    writer: ShardWriter, reader: ShardReader, block: int, aligned: np.ndarray, bad: np.ndarray
+) -> None:
+    """Add a block without the records that have a bad row, and reject these."""
+    records, counts = reader.records(block), reader.row_counts(block)
     owners = np.repeat(np.arange(len(records)), counts)
     found = np.flatnonzero(bad).tolist()
-    rejections = [_rejection(reader, block, row, records[owners[row]]) for row in found]
+    for row in found:
+        writer.reject(_rejection(reader, block, row, records[owners[row]]))
     kept = np.setdiff1d(np.arange(len(records)), owners[found])
-    return rows[np.isin(owners, kept)], [records[k] for k in kept], counts[kept], rejections
+    good = aligned[np.isin(owners, kept)]
+    writer.add_block(good, [records[k] for k in kept], counts[kept].tolist())
 
 
 def _rejection(reader: ShardReader, block: int, row: int, record: Record) -> Rejection:

@@ -288,6 +288,7 @@ class RecentredMap(AlignmentMap):
         if self.has_centroid_step:
             self.to(source.device)
             placed = moments_of_transformed(source.rows(), self.project, device=source.device)
+            _check_same_rows(placed, source.moments)
             self.to(CPU).centroid = torch.tensor(placed.mean)
 
     @abstractmethod
@@ -323,6 +324,15 @@ def _refuse(bad: Bool[Tensor, " n"]) -> None:
         raise ValueError(
             f"{int(bad.sum())} of {len(bad)} rows have no direction (zero or not finite), the "
             f"first is row {int(bad.nonzero()[0])}; reject them before aligning"
+        )
+
+
+def _check_same_rows(placed: Moments, fitted: Moments) -> None:
+    if placed.rejected != fitted.rejected:
+        raise ValueError(
+            f"{len(placed.rejected)} source rows have no direction, but {len(fitted.rejected)} had "
+            "none when their moments were taken: the rows were damaged since; find them with "
+            "python scripts/verify.py input=<source>"
         )
 
 

@@ -38,15 +38,16 @@ def check_rows(directions: int, **sides: Moments) -> None:
         ValueError: fewer than directions + 1 rows on a side.
     """
     for side, moments in sides.items():
-        if moments.count <= directions:
+        count = moments.second_count
+        if count <= directions:
             raise ValueError(
-                f"{moments.count} {side} rows span at most {moments.count - 1} directions about "
+                f"{count} {side} rows span at most {count - 1} directions about "
                 f"their mean, {directions} are needed: some would be noise of rounding; fit on at "
                 f"least {directions + 1} rows, better {ROWS_PER_DIRECTION * directions}"
             )
-        if moments.count < ROWS_PER_DIRECTION * directions:
+        if count < ROWS_PER_DIRECTION * directions:
             warnings.warn(
-                f"{moments.count} {side} rows for {directions} directions: below "
+                f"{count} {side} rows for {directions} directions: below "
                 f"{ROWS_PER_DIRECTION * directions} the small eigenvalues of a covariance and "
                 "their axes are mostly noise; fit on more rows, raise the ridge, or use fewer "
                 "directions where the method lets you",

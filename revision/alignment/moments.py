@@ -76,7 +76,7 @@ class Moments:
     """Count, mean and mean squared norm of unit rows, and the positions of the rows left out.
 
     `second` holds the second moments that were asked for: variances (dim,), the population
-    covariance (dim, dim), or nothing.
+    covariance (dim, dim), or nothing. It may come from a sample of `second_count` rows.
     """
 
     count: int
@@ -84,6 +84,7 @@ class Moments:
     mean_square: float
     rejected: tuple[int, ...] = ()
     second: Float64[np.ndarray, "*square"] | None = None
+    sample_count: int | None = None
 
     @classmethod
     def of_sums(cls, sums: MomentSums, rejected: tuple[int, ...] = ()) -> "Moments":
@@ -114,6 +115,11 @@ class Moments:
     def covariance(self) -> Float64[np.ndarray, "dim dim"]:
         """The population covariance."""
         return self._second("a covariance", (2,))
+
+    @property
+    def second_count(self) -> int:
+        """How many rows the second moments are of."""
+        return self.count if self.sample_count is None else self.sample_count
 
     @property
     def num_rows(self) -> int:

@@ -6,6 +6,8 @@ import torch
 
 from revision.alignment import Cloud, MeanShift, ReAlign, apply_alignment
 from revision.alignment.apply import rejections_at
+from revision.alignment.moments import moments_of
+from revision.alignment.noise import GaussianNoise, row_keys
 from revision.records import Record
 from revision.shards import ShardReader, ShardWriter, read_header, verify, write_header
 from tests.feature_sets import ENCODER, damage, read_rows, write_set
@@ -47,12 +49,12 @@ def test_killed_between_shards_it_resumes_to_the_same_bytes(tmp_path, sets, alig
     apply_alignment(alignment, sets[0], tmp_path / "whole")
     calls = iter(range(100))
 
-    def dies_in_third_shard(rows):
+    def dies_in_third_shard(rows, keys):
         if next(calls) == 6:
             raise KeyboardInterrupt
-        return ReAlign.forward(alignment, rows)
+        return ReAlign.map_good(alignment, rows, keys)
 
-    monkeypatch.setattr(alignment, "forward", dies_in_third_shard)
+    monkeypatch.setattr(alignment, "map_good", dies_in_third_shard)
     with pytest.raises(KeyboardInterrupt):
         apply_alignment(alignment, sets[0], tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}
@@ -62,6 +64,28 @@ def test_killed_between_shards_it_resumes_to_the_same_bytes(tmp_path, sets, alig
     apply_alignment(alignment, sets[0], tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert (tmp_path / "out" / "00001.tar").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_threads_do_not_change_a_byte(tmp_path, sets, alignment, num_workers):
+    apply_alignment(alignment, sets[0], tmp_path / "one")
+    apply_alignment(alignment, sets[0], tmp_path / "many", num_workers=num_workers)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_aligned_shards_carry_the_moments_of_the_aligned_rows(tmp_path, sets, alignment):
+    apply_alignment(alignment, sets[0], tmp_path / "out")
+    sums = ShardReader(tmp_path / "out").sums()
+    moments = moments_of([read_rows(tmp_path / "out")])
+    assert np.array_equal(sums.mean, moments.mean)
+    assert np.abs(sums.mean - alignment.target_mean.numpy()).max() < 1e-2
+
+
+def test_noise_is_that_of_the_records_in_epoch_0(tmp_path, sets, text, alignment):
+    alignment.add_noise(GaussianNoise(std=0.02))
+    apply_alignment(alignment, sets[0], tmp_path / "out")
+    keys = row_keys([str(number) for number in range(len(text))], epoch=0)
+    assert np.array_equal(read_rows(tmp_path / "out"), alignment(torch.tensor(text), keys).numpy())
 
 
 def test_another_map_or_source_is_refused(tmp_path, sets, text, image, alignment):
@@ -136,10 +160,10 @@ def test_a_shard_without_a_good_row_is_an_empty_shard(tmp_path, text, alignment)
 
 
 def test_a_full_disk_leaves_no_shard(tmp_path, sets, alignment, monkeypatch):
-    def full(self, features, records, rows_per_record=None):
+    def full(self, features, lines, num_records):
         raise ValueError("00000.tar: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(ShardWriter, "add_block", full)
+    monkeypatch.setattr(ShardWriter, "copy_block", full)
     with pytest.raises(ValueError, match="No space left"):
         apply_alignment(alignment, sets[0], tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["plan.json"]
