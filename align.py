@@ -3,30 +3,63 @@
     python align.py alignment=realign source=<text shards> target=<image shards> output_dir=<dir>
 
 writes `<output_dir>/alignment/` (the map), `<output_dir>/shards/` (the aligned text, a feature
-set), `<output_dir>/gap.json`, `gap.png` and `quarantine.jsonl`. Run again, it resumes at the first
-missing piece; a finished directory is only checked.
+set), and the geometry report of both: `report.html`, `report.json`, `figures/*.png` and
+`quarantine.jsonl`. Run again, it resumes at the first missing piece; a finished directory is only
+checked. `report=null` leaves the report out.
+
+`torchrun --nproc-per-node=4 align.py ...` shares the work among processes, on any number of nodes
+that see one file system, and writes the same bytes.
 """
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from revision import parallel
 from revision.alignment.apply import apply_alignment
-from revision.alignment.fit import FeatureSets, fit_alignment, read_sets
+from revision.alignment.fit import (
+    FeatureSets,
+    FitOptions,
+    check_moments,
+    fit_alignment,
+    read_sets,
+)
 from revision.alignment.report import MAP_NAME, summary, write_report
 from revision.config import build, entry
+from revision.geometry.options import MeasureOptions
 
 
 def run(cfg: DictConfig) -> Path:
     """Fit, apply and report as `cfg` says; returns the output directory."""
-    output_dir = Path(cfg.output_dir)
-    fitting = read_sets(Path(cfg.source), Path(cfg.target))
+    output_dir, device = Path(cfg.output_dir), parallel.device_of(cfg.device)
+    mapped = read_sets(Path(cfg.source), Path(cfg.target))
+    fitting = read_sets(Path(cfg.fit_source or cfg.source), Path(cfg.fit_target or cfg.target))
     unseen = _read_unseen(cfg)
-
-    alignment = fit_alignment(build(cfg.alignment), fitting, output_dir / MAP_NAME)
-    apply_alignment(alignment, Path(cfg.source), output_dir / "shards")
-    numbers = write_report(alignment, fitting, unseen, output_dir)
-    print(f"{output_dir}: {summary(numbers)}")
+    options = FitOptions(
+        rows=cfg.fit_rows,
+        seed=cfg.fit_seed,
+        where=dict(cfg.fit_where),
+        covariance_rows=cfg.covariance_rows,
+        num_workers=cfg.num_workers,
+        device=device,
+    )
+    with parallel.joined():
+        if cfg.verify_moments:
+            check_moments(fitting)
+        map_dir = output_dir / MAP_NAME
+        alignment = fit_alignment(build(cfg.alignment), fitting, map_dir, options, mapped=mapped)
+        apply_alignment(
+            alignment.to(device),
+            Path(cfg.source),
+            output_dir / "shards",
+            num_workers=cfg.num_workers,
+        )
+        is_first = parallel.rank() == 0
+    alignment.cpu()
+    if is_first and cfg.report is not None:
+        measured = MeasureOptions(**cfg.report)
+        report = write_report(alignment, fitting, unseen, output_dir, measured)
+        print(f"{output_dir}: {summary(report)}")
     return output_dir
 
 

@@ -25,13 +25,14 @@ def sets(tmp_path) -> tuple[Path, Path]:
     return text, image
 
 
-def run(sets, output_dir, *overrides: str, alignment: str = "realign") -> Path:
+def run(sets, output_dir, *overrides: str, alignment: str = "realign", report=False) -> Path:
     arguments = [f"source={sets[0]}", f"target={sets[1]}", f"output_dir={output_dir}"]
-    return align.run(compose("align", [f"alignment={alignment}", *arguments, *overrides]))
+    small = ["report.bootstrap=10"] if report else ["report=null"]
+    return align.run(compose("align", [f"alignment={alignment}", *arguments, *small, *overrides]))
 
 
-def gap(directory: Path) -> dict:
-    return json.loads((directory / "gap.json").read_text())
+def report(directory: Path) -> dict:
+    return json.loads((directory / "report.json").read_text())
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -41,11 +42,11 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("alignment", ["none", "mean_shift", "realign"])
 def test_every_alignment_runs_from_shards_to_report(tmp_path, sets, alignment):
-    out = run(sets, tmp_path / "out", alignment=alignment)
+    out = run(sets, tmp_path / "out", alignment=alignment, report=True)
     assert {p.name for p in out.iterdir()} == {
-        *("alignment", "shards", "gap.json", "gap.png", "quarantine.jsonl")
+        *("alignment", "shards", "figures", "report.html", "report.json", "quarantine.jsonl")
     }
-    assert gap(out)["alignment"] == alignment
+    assert report(out)["alignment"]["name"] == alignment
     rows = torch.tensor(read_rows(sets[0]))
     assert np.array_equal(read_rows(out / "shards"), load_alignment(out / "alignment")(rows))
     assert ShardReader(out / "shards").header.alignment["name"] == alignment
@@ -87,14 +88,20 @@ def test_provenance_has_counts_and_digests_of_the_shards(tmp_path, sets):
 def test_held_out_pairs_are_found_by_their_ids(tmp_path, sets):
     text = write_set(tmp_path / "ht", cloud(3, 60), "text")
     image = write_set(tmp_path / "hi", cloud(4, 60, mean=0.35), "image", shard_rows=13)
-    out = run(sets, tmp_path / "out", f"holdout_source={text}", f"holdout_target={image}")
-    unseen = gap(out)["held_out"]
+    holdout = f"holdout_source={text}", f"holdout_target={image}"
+    out = run(sets, tmp_path / "out", *holdout, report=True)
+    unseen = report(out)["summary"]["held_out"]
     assert unseen["num_source"] == unseen["num_target"] == 60
     assert unseen["paired_cosine"] is not None
     fewer = write_set(tmp_path / "hf", cloud(4, 50, mean=0.35), "image")
-    run(sets, out, f"holdout_source={text}", f"holdout_target={fewer}")
-    assert gap(out)["held_out"]["num_target"] == 50
-    assert gap(out)["held_out"]["paired_cosine"] is None
+    run(sets, out, f"holdout_source={text}", f"holdout_target={fewer}", report=True)
+    unseen = report(out)["summary"]["held_out"]
+    assert (unseen["num_target"], unseen["paired_cosine"]) == (50, None)
+
+
+def test_no_report_is_written_where_none_is_wanted(tmp_path, sets):
+    out = run(sets, tmp_path / "out", "report=null")
+    assert {p.name for p in out.iterdir()} == {"alignment", "shards"}
 
 
 def test_one_held_out_side_alone_is_refused(tmp_path, sets):
@@ -103,25 +110,33 @@ def test_one_held_out_side_alone_is_refused(tmp_path, sets):
 
 
 def test_a_finished_directory_is_only_checked(tmp_path, sets):
-    out = run(sets, tmp_path / "out")
+    out = run(sets, tmp_path / "out", report=True)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-    run(sets, out)
+    run(sets, out, report=True)
     after = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     assert after == before
 
 
 @pytest.mark.parametrize(
-    "lost", ["gap.json", "shards/header.json", "shards/00002.tar", "alignment"]
+    "lost",
+    [
+        "report.json",
+        "report.html",
+        "figures",
+        "shards/header.json",
+        "shards/00002.tar",
+        "alignment",
+    ],
 )
 def test_any_missing_piece_is_made_again_with_the_same_bytes(tmp_path, sets, lost):
-    out = run(sets, tmp_path / "out")
+    out = run(sets, tmp_path / "out", report=True)
     before = contents(out)
     for path in sorted((out / lost).rglob("*"), reverse=True):
         path.unlink()
     (out / lost).rmdir() if (out / lost).is_dir() else (out / lost).unlink()
     if lost.endswith(".tar"):  # a set without its header is an unfinished one
         (out / "shards" / "header.json").unlink()
-    run(sets, out)
+    run(sets, out, report=True)
     assert contents(out) == before
 
 
@@ -130,7 +145,7 @@ def test_bad_rows_reach_no_mean_and_are_listed_with_their_address(tmp_path, sets
     damage(sets[1], 100, 0.0)
     held = write_set(tmp_path / "ht", cloud(3, 60), "text"), sets[1]
     holdout = f"holdout_source={held[0]}", f"holdout_target={held[1]}"
-    out = run(sets, tmp_path / "out", *holdout)
+    out = run(sets, tmp_path / "out", *holdout, report=True)
     good = np.delete(read_rows(sets[0]), 47, axis=0), np.delete(read_rows(sets[1]), 100, axis=0)
     means = moments_of([good[0]]).mean, moments_of([good[1]]).mean
     alignment = load_alignment(out / "alignment")

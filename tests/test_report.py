@@ -127,11 +127,11 @@ class Addresses(HTMLParser):
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """What align.py, train.py and scripts/evaluate.py leave, in miniature."""
-    (tmp_path / "align").mkdir()
+    (tmp_path / "align" / "figures").mkdir(parents=True)
     held_out = {"raw_gap": 0.7, "gap": 0.1, "floor": 0.08, "ratio": 1.25}
     gap = {"raw_gap": 0.6, "in_sample_gap": 0.05, "held_out": held_out}
-    (tmp_path / "align" / "gap.json").write_text(json.dumps(gap))
-    Image.new("RGB", (40, 20)).save(tmp_path / "align" / "gap.png")
+    (tmp_path / "align" / "report.json").write_text(json.dumps({"summary": gap}))
+    Image.new("RGB", (40, 20)).save(tmp_path / "align" / "figures" / "gap.png")
     curve = "step,metric,value\n1,train/loss,3.0\n2,train/loss,2.5\n2,val/loss,2.75\n"
     (tmp_path / "metrics.csv").write_text(curve)
     Image.new("RGB", (900, 30), "red").save(tmp_path / "red.png")
@@ -202,8 +202,9 @@ def test_sample_answers_are_spread_and_saw_the_real_picture(run_dir):
 
 
 def test_a_gap_that_was_not_held_out_says_so(run_dir):
-    path = run_dir / "align" / "gap.json"
-    path.write_text(json.dumps({"raw_gap": 0.6, "in_sample_gap": 0.05, "held_out": None}))
+    path = run_dir / "align" / "report.json"
+    gap = {"raw_gap": 0.6, "in_sample_gap": 0.05, "held_out": None}
+    path.write_text(json.dumps({"summary": gap}))
     tile = gap_tile(run_dir / "align")
     assert (tile.number, tile.note) == (
         "0.60 → 0.05",

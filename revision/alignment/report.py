@@ -1,127 +1,126 @@
-"""The gap report of a fitted map on disk: `gap.json`, `gap.png` and `quarantine.jsonl`."""
+"""The geometry report of feature sets on disk: `report.json`, `report.html`, `figures/*.png`.
+
+`write_report` is the last step of `align.py`: it measures a fitted map on a sample of its fitting
+rows and, where they are given, of held-out rows. `scripts/measure_gap.py` calls
+`save_report` for sets with no map or with a map of another place. Rows without a direction are
+listed in `quarantine.jsonl`.
+
+`report.json` is written last and names its inputs: a report of the same inputs is not made again.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from revision.alignment.apply import rejections_at
 from revision.alignment.base import AlignmentMap
-from revision.alignment.figure import draw_gap
-from revision.alignment.fit import FeatureSets, are_pairs, passing
-from revision.alignment.geometry import (
-    HeldOut,
-    aligned_moments,
-    gap_numbers,
-    held_out,
-    held_out_pairs,
-)
-from revision.alignment.moments import bad_rows, unit_rows
+from revision.alignment.fit import FeatureSets
+from revision.alignment.parts import part_of
 from revision.alignment.storage import alignment_digest, read_card
+from revision.alignment.survey import Survey
 from revision.files import write_bytes
+from revision.geometry.options import MeasureOptions
 from revision.records import Rejection, json_line
-from revision.shards import ShardReader
+from revision.report.gap import write_page
+from revision.report.gap_figures import gap_figures
 
 MAP_NAME = "alignment"
-GAP_NAME, FIGURE_NAME, QUARANTINE_NAME = "gap.json", "gap.png", "quarantine.jsonl"
-DRAWN_ROWS = 1000
+REPORT_NAME, PAGE_NAME, QUARANTINE_NAME = "report.json", "report.html", "quarantine.jsonl"
+FIGURES_DIR = "figures"
+SCHEMA_VERSION = 1
+
+Json = dict[str, Any]
 
 
 def write_report(
-    alignment: AlignmentMap, fitting: FeatureSets, unseen: FeatureSets | None, directory: Path
-) -> dict[str, Any]:
+    alignment: AlignmentMap,
+    fitting: FeatureSets,
+    unseen: FeatureSets | None,
+    directory: Path,
+    options: MeasureOptions,
+) -> Json:
     """Measure, draw and write everything, unless `directory` has the report of these inputs.
 
-    Returns:
-        The content of `gap.json`.
+    `directory` also holds the map. Returns the content of `report.json`.
+
+    Raises:
+        ValueError: too few rows to measure, or a cloud without spread.
     """
-    inputs = _inputs(alignment, fitting, unseen)
-    if (finished := _finished(directory, inputs)) is not None:
+    inputs = inputs_of(options, alignment, fitting, unseen)
+    if (finished := finished_report(directory, inputs)) is not None:
         return finished
-    fitted = aligned_moments(alignment, passing(fitting.source, "in-sample gap"))
-    measured = None if unseen is None else measure_held_out(alignment, unseen)
-    numbers = gap_numbers(alignment, fitted, measured)
-    rejections = list(_rejections(directory, fitting, unseen, measured))
+    parts = [part_of(sets, options.num_rows) for sets in (fitting, unseen) if sets is not None]
+    survey = Survey(parts[0], parts[1] if unseen else None, alignment, options)
+    fitted = read_card(directory / MAP_NAME)["provenance"]
+    rejections = [
+        rejection
+        for side, reader in fitting._asdict().items()
+        for rejection in rejections_at(reader, fitted[side]["rejected_rows"])
+    ]
+    if unseen is not None:
+        rejections += survey.rejections(unseen)
+    return save_report(survey, rejections, inputs, directory)
+
+
+def save_report(
+    survey: Survey, rejections: Sequence[Rejection], inputs: Json, directory: Path
+) -> Json:
+    """Measure, draw and write; returns the content of `report.json`."""
+    report = survey.report() | {"num_quarantined": len(rejections), "inputs": inputs}
+    figures = gap_figures(report, survey.clouds)
+    report["figures"] = [f"{FIGURES_DIR}/{name}.png" for name in figures]
     lines = b"".join(json_line(asdict(rejection)) for rejection in rejections)
-    numbers |= {"num_quarantined": len(rejections), "inputs": inputs}
     write_bytes(directory / QUARANTINE_NAME, lines)
-    _draw(alignment, fitting, numbers, directory / FIGURE_NAME)
-    write_bytes(directory / GAP_NAME, json.dumps(numbers, indent=2).encode() + b"\n")
-    return numbers
+    for name, content in figures.items():
+        write_bytes(directory / FIGURES_DIR / f"{name}.png", content)
+    write_page(directory / PAGE_NAME, report, figures)
+    content = json.dumps(report, indent=1, allow_nan=False).encode()
+    write_bytes(directory / REPORT_NAME, content + b"\n")
+    return report
 
 
-def measure_held_out(alignment: AlignmentMap, sets: FeatureSets) -> HeldOut:
-    """The held-out gap; rows count as pairs where the record ids of both sets agree in order."""
-    measure = held_out_pairs if are_pairs(sets) else held_out
-    text, image = (passing(r, f"held-out {side} rows") for side, r in sets._asdict().items())
-    return measure(alignment, text, image)
+def inputs_of(
+    options: MeasureOptions, alignment: AlignmentMap | None, *pairs: FeatureSets | None
+) -> Json:
+    """What a report depends on: digests of the shards and of the map, and the options."""
+    digests = [
+        {side: [s.sha256 for s in reader.header.shards] for side, reader in sets._asdict().items()}
+        for sets in pairs
+        if sets is not None
+    ]
+    fitted = alignment is not None and alignment.is_fitted
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "sets": digests,
+        "alignment": alignment_digest(alignment) if alignment is not None and fitted else None,
+        "options": asdict(options),
+    }
 
 
-def summary(numbers: dict[str, Any]) -> str:
-    """The report in one line."""
-    line = f"gap {numbers['raw_gap']:.4g} raw, {numbers['in_sample_gap']:.3g} in-sample"
-    if unseen := numbers["held_out"]:
-        line += (
-            f"; held-out {unseen['raw_gap']:.4g} raw, {unseen['gap']:.3g} aligned "
-            f"({unseen['ratio']:.2f} x the sampling floor {unseen['floor']:.3g})"
-        )
-    if numbers["num_quarantined"]:
-        line += f"; {numbers['num_quarantined']} rows rejected, listed in {QUARANTINE_NAME}"
-    return line
-
-
-def sample_rows(reader: ShardReader, count: int) -> np.ndarray:
-    """About `count` good rows at even distances over the whole set."""
-    step = max(1, reader.num_rows // count)
-    first, pieces = 0, []
-    for block, place in enumerate(reader.blocks):
-        pieces.append(np.asarray(reader.features(block)[first::step]))
-        first = (first - place.rows) % step
-    rows = np.concatenate(pieces)
-    return rows[~bad_rows(rows)]
-
-
-def _draw(alignment: AlignmentMap, sets: FeatureSets, numbers: dict[str, Any], path: Path) -> None:
-    text = sample_rows(sets.source, DRAWN_ROWS)
-    image = unit_rows(sample_rows(sets.target, DRAWN_ROWS))
-    gaps = {"raw": numbers["raw_gap"], "in-sample": numbers["in_sample_gap"]}
-    if unseen := numbers["held_out"]:
-        gaps |= {"held-out": unseen["gap"], "floor": unseen["floor"]}
-    aligned = alignment(torch.tensor(text)).numpy()
-    title = f"modality gap, alignment = {alignment.name}"
-    draw_gap(path, image=image, text=unit_rows(text), aligned=aligned, gaps=gaps, title=title)
-
-
-def _rejections(
-    directory: Path, fitting: FeatureSets, unseen: FeatureSets | None, measured: HeldOut | None
-) -> Iterator[Rejection]:
-    fit = read_card(directory / MAP_NAME)["provenance"]
-    for side, reader in fitting._asdict().items():
-        yield from rejections_at(reader, fit[side]["rejected_rows"])
-    if unseen is not None and measured is not None:
-        yield from rejections_at(unseen.source, measured.rejected_source)
-        yield from rejections_at(unseen.target, measured.rejected_target)
-
-
-def _inputs(
-    alignment: AlignmentMap, fitting: FeatureSets, unseen: FeatureSets | None
-) -> dict[str, Any]:
-    sets = {**fitting._asdict(), **_prefixed(unseen)}
-    digests = {side: [s.sha256 for s in r.header.shards] for side, r in sets.items()}
-    return {"alignment": alignment_digest(alignment), **digests}
-
-
-def _prefixed(unseen: FeatureSets | None) -> dict[str, ShardReader]:
-    return {f"holdout_{k}": r for k, r in unseen._asdict().items()} if unseen else {}
-
-
-def _finished(directory: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    path = directory / GAP_NAME
+def finished_report(directory: Path, inputs: Json) -> Json | None:
+    """The report of these inputs, if all of it is there."""
+    path = directory / REPORT_NAME
     if not path.exists():
         return None
-    numbers = json.loads(path.read_text())
-    return numbers if numbers["inputs"] == inputs else None
+    report: Json = json.loads(path.read_text())
+    files = [PAGE_NAME, QUARANTINE_NAME, *report.get("figures", ())]
+    whole = report.get("inputs") == inputs and all((directory / f).exists() for f in files)
+    return report if whole else None
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The report in one line."""
+    numbers = report["summary"]
+    line = f"gap {numbers['raw_gap']:.4g} raw"
+    if numbers["in_sample_gap"] is not None:
+        line += f", {numbers['in_sample_gap']:.3g} in-sample"
+    if unseen := numbers["held_out"]:
+        line += f"; held-out {unseen['raw_gap']:.4g} raw"
+        if unseen["gap"] is not None:
+            line += f", {unseen['gap']:.3g} aligned"
+        line += f" ({unseen['ratio']:.2f} x the sampling floor {unseen['floor']:.3g})"
+    if report["num_quarantined"]:
+        line += f"; {report['num_quarantined']} rows rejected, listed in {QUARANTINE_NAME}"
+    return line

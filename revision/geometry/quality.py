@@ -18,7 +18,7 @@ Letters: r stored row, x = r / |r|, MAD median absolute deviation.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from math import inf, sqrt
 from typing import Any
@@ -42,7 +42,7 @@ class Scan:
     """What one pass over every row says; `copies` is estimated where `hashed_share` is below 1."""
 
     num_rows: int
-    num_bad: int
+    bad_positions: tuple[int, ...]
     num_off_unit: int
     norm_min: float
     norm_max: float
@@ -51,6 +51,15 @@ class Scan:
     copies: float
     largest_group: int
     hashed_share: float
+
+    @property
+    def num_bad(self) -> int:
+        return len(self.bad_positions)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number; of the bad rows how many there are, and where the first ones stand."""
+        fields = asdict(self) | {"num_bad": self.num_bad}
+        return fields | {"bad_positions": list(self.bad_positions[:LISTED])}
 
 
 def scan(batches: Iterable[np.ndarray]) -> Scan:
@@ -69,7 +78,7 @@ def scan(batches: Iterable[np.ndarray]) -> Scan:
         raise ValueError("0 rows to scan, at least 1 is needed: the feature set is empty")
     return Scan(
         num_rows=norms.num_rows,
-        num_bad=norms.num_rows - norms.count,
+        bad_positions=tuple(norms.bad),
         num_off_unit=norms.off_unit,
         norm_min=norms.low if norms.count else 0.0,
         norm_max=norms.high,
@@ -150,9 +159,11 @@ class _Norms:
     def __init__(self) -> None:
         self.num_rows = self.count = self.off_unit = 0
         self.low, self.high = inf, 0.0
+        self.bad: list[int] = []
         self._sum = self._square = 0.0
 
     def add(self, norms: Float64[np.ndarray, " n"], good: Bool[np.ndarray, " n"]) -> None:
+        self.bad += (np.flatnonzero(~good) + self.num_rows).tolist()
         self.num_rows += len(norms)
         norms = norms[good]
         if not len(norms):

@@ -78,7 +78,7 @@ def _draw_scores(panel: Axes, spreads: Spreads, lines: Sequence[Line], metric: s
     shown = metric_of(metric)
     scale = 100.0 if shown.percent else 1.0
     palette = colours([setting for setting, *_ in lines])
-    _style(panel)
+    style_panel(panel)
     for place, line in enumerate(lines):
         if (*line, metric) in spreads:
             _draw_score(panel, spreads, (*line, metric), place, palette[line[0]], scale)
@@ -156,7 +156,7 @@ def loss_figure(panels: Mapping[str, Mapping[str, Mapping[str, Points]]]) -> byt
         palette = colours(list(runs))
         for run, curves in runs.items():
             _draw_curves(panel, run, curves, palette[run])
-        _style(panel)
+        style_panel(panel)
         panel.set_title(title, fontsize=9.5, color=INK, loc="left")
         panel.set_xlabel("optimizer step", fontsize=8.5, color=MUTED)
         panel.set_ylabel("loss, nats per target token", fontsize=8.5, color=MUTED)
@@ -184,7 +184,8 @@ def _smoothed(points: Points) -> Points:
     return [(x, sum(part) / len(part)) for (x, _), part in zip(points, windows, strict=True)]
 
 
-def _style(panel: Axes) -> None:
+def style_panel(panel: Axes) -> None:
+    """Grid lines behind, no box, no ticks."""
     panel.grid(color=GRID, lw=0.8)
     panel.set_axisbelow(True)
     panel.tick_params(length=0, labelsize=8.5, labelcolor=INK)

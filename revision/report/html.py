@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from revision.files import write_bytes
@@ -80,6 +80,13 @@ class Report:
 
 def write_report(path: Path, report: Report) -> Path:
     """Write the page whole or not at all, and return its path."""
+    page = template("report.html.j2").render(vars(report))
+    write_bytes(Path(path), page.encode())
+    return Path(path)
+
+
+def template(name: str) -> Template:
+    """A page template: text is escaped, and a name that it lacks is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -88,9 +95,7 @@ def write_report(path: Path, report: Report) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = data_uri
-    page = environment.get_template("report.html.j2").render(vars(report))
-    write_bytes(Path(path), page.encode())
-    return Path(path)
+    return environment.get_template(name)
 
 
 def data_uri(image: bytes) -> str:

@@ -1,6 +1,6 @@
 """The report of a run: what its steps left on disk becomes the sections of one page.
 
-Reads `gap.json` and `gap.png` of alignments, `metrics.csv` of training runs, `predictions.jsonl`
+Reads `report.json` and `figures/gap.png` of alignments, `metrics.csv` of training runs, `predictions.jsonl`
 of evaluations, and result rows; computes nothing itself.
 """
 
@@ -36,7 +36,7 @@ def gap_section(alignments: Mapping[str, Path]) -> Section:
     """One picture per alignment directory (as `align.py` writes it), and the numbers beside it."""
     reports = {name: _read_gap(directory) for name, directory in alignments.items()}
     figures = [
-        Picture((directory / "gap.png").read_bytes(), f"modality gap before and after, {name}")
+        Picture((directory / "figures" / "gap.png").read_bytes(), f"modality gap before and after, {name}")
         for name, directory in alignments.items()
     ]
     header = ["Alignment", "Gap before", "Gap after", "Sampling floor", "After / floor"]
@@ -121,7 +121,8 @@ def answer_section(
 
 
 def _read_gap(directory: Path) -> dict[str, Any]:
-    numbers: dict[str, Any] = json.loads((Path(directory) / "gap.json").read_text("utf-8"))
+    report = json.loads((Path(directory) / "report.json").read_text("utf-8"))
+    numbers: dict[str, Any] = report["summary"]
     return numbers
 
 

@@ -53,7 +53,7 @@ def close(loggers: Sequence[Logger]) -> None:
 
 def log_gap(loggers: Sequence[Logger], alignment_dir: Path | None) -> None:
     """The picture of the gap before and after, which `align.py` leaves beside its map."""
-    picture = None if alignment_dir is None else alignment_dir.parent / "gap.png"
+    picture = None if alignment_dir is None else alignment_dir.parent / "figures" / "gap.png"
     if picture is None or not picture.is_file():
         return
     for logger in loggers:

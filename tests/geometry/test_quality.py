@@ -21,12 +21,14 @@ def test_a_scan_counts_what_was_planted_however_the_rows_are_cut():
     rows[30] *= 1.5
     found = scan([rows])
     assert (found.num_rows, found.num_bad, found.num_off_unit) == (200, 2, 1)
+    assert found.bad_positions == (10, 11)
     assert found.copies == pytest.approx(5 / 198)
     assert found.largest_group == 6
     assert found.norm_max == pytest.approx(1.5, abs=1e-6)
     assert found.norm_min == pytest.approx(1, abs=1e-6)
     cut = scan(rows[i : i + 7] for i in range(0, 200, 7))
     assert cut.norm_std == pytest.approx(found.norm_std, abs=1e-12)
+    assert cut.bad_positions == (10, 11)
     assert (cut.copies, cut.largest_group) == (found.copies, found.largest_group)
 
 

@@ -22,7 +22,8 @@ _TALK = (Turn("user", "Is it?"), Turn("assistant", "Yes."))
 @pytest.fixture
 def alignment_dir(tmp_path: Path) -> Path:
     """What `align.py` leaves, as far as the loggers look at it."""
-    Image.new("RGB", (8, 4), "red").save(tmp_path / "gap.png")
+    (tmp_path / "figures").mkdir()
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "figures" / "gap.png")
     return tmp_path / "alignment"
 
 

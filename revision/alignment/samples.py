@@ -1,0 +1,102 @@
+"""A sample of a feature set in memory: rows at even distances, their texts, and the mapped rows.
+
+Rows are taken by position, so two sets of pairs give the same records, and the same call gives the
+same rows. Texts come from whole blocks at even distances instead, because reading one record costs
+as much as reading its block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+
+from revision.alignment.base import AlignmentMap
+from revision.alignment.moments import bad_rows, unit_rows
+from revision.alignment.noise import row_keys
+from revision.shards import ShardReader
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Good rows of a set, of norm 1, and where they stand in it."""
+
+    rows: Float64[np.ndarray, "n dim"]
+    positions: Int64[np.ndarray, " n"]
+
+
+def even_positions(num_rows: int, count: int) -> Int64[np.ndarray, " n"]:
+    """`count` positions of `num_rows` at even distances; all of them where there are no more."""
+    count = min(count, num_rows)
+    return np.arange(count, dtype=np.int64) * num_rows // max(count, 1)
+
+
+def sample_of(reader: ShardReader, count: int) -> Sample:
+    """About `count` rows of a set; those without a direction are left out."""
+    positions = even_positions(reader.num_rows, count)
+    rows = _rows_at(reader, positions)
+    good = ~bad_rows(rows)
+    return Sample(unit_rows(rows[good]), positions[good])
+
+
+def same_records(one: Sample, two: Sample) -> tuple[Sample, Sample]:
+    """The rows of two samples of paired sets that are good on both sides."""
+    shared = np.intersect1d(one.positions, two.positions, assume_unique=True)
+    first, second = (s.rows[np.searchsorted(s.positions, shared)] for s in (one, two))
+    return Sample(first, shared), Sample(second, shared)
+
+
+def mapped_rows(
+    alignment: AlignmentMap, reader: ShardReader, sample: Sample
+) -> Float64[np.ndarray, "n dim"]:
+    """What the map makes of sampled text rows, with the noise of their records in epoch 0."""
+    keys = None
+    if alignment.is_random:
+        keys = row_keys(ids_at(reader, sample.positions), epoch=0)
+    return alignment(torch.from_numpy(sample.rows), keys).double().numpy()
+
+
+def mapped_batches(
+    alignment: AlignmentMap, reader: ShardReader
+) -> Iterator[tuple[Float64[np.ndarray, "n dim"], Float64[np.ndarray, "n dim"]]]:
+    """All good text rows of a set, block by block, and what the map makes of them."""
+    start = 0
+    for block, place in enumerate(reader.blocks):
+        rows = np.asarray(reader.features(block))
+        good = ~bad_rows(rows)
+        sample = Sample(unit_rows(rows[good]), start + np.flatnonzero(good))
+        if len(sample.rows):
+            yield sample.rows, mapped_rows(alignment, reader, sample)
+        start += place.rows
+
+
+def texts_of(reader: ShardReader, count: int) -> list[str | None]:
+    """Texts of the records of about `count` rows, in blocks at even distances."""
+    wanted = -(-len(reader.blocks) * min(count, reader.num_rows) // max(reader.num_rows, 1))
+    blocks = even_positions(len(reader.blocks), wanted)
+    return [record.text for block in blocks for record in reader.records(int(block))][:count]
+
+
+def _rows_at(reader: ShardReader, positions: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
+    pieces, start = [], 0
+    for block, place in enumerate(reader.blocks):
+        first, last = np.searchsorted(positions, [start, start + place.rows])
+        if last > first:
+            pieces.append(np.asarray(reader.features(block)[positions[first:last] - start]))
+        start += place.rows
+    return np.concatenate(pieces)
+
+
+def ids_at(reader: ShardReader, positions: Int64[np.ndarray, " n"]) -> list[str]:
+    """Ids of the records that rows at ascending positions belong to."""
+    ids: list[str] = []
+    start = 0
+    for block, place in enumerate(reader.blocks):
+        first, last = np.searchsorted(positions, [start, start + place.rows])
+        if last > first:
+            owners = np.repeat(np.arange(place.records), reader.row_counts(block))
+            records = reader.records(block)
+            ids += [records[owners[p]].id for p in positions[first:last] - start]
+        start += place.rows
+    return ids

@@ -1,0 +1,91 @@
+"""The numbers of the geometry report that need pairs, as JSON.
+
+Kappas, the angle and the coupling have no interval: they hang on the smallest eigenvalues or on a
+single direction, and are read beside what chance gives.
+
+Source: `decomposition`, `paired` and `coupling` define every number here.
+Letters: x image row, y text row (mapped or not), row i of both from one record.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from revision.geometry.bootstrap import bootstrap_means, bootstrap_rows
+from revision.geometry.coupling import measure_coupling
+from revision.geometry.decomposition import SubspaceShape, decompose, residual_coordinates
+from revision.geometry.frame import Frame
+from revision.geometry.intervals import Json, interval_number, jackknife_covariances, number
+from revision.geometry.paired import direction_cosines, paired_gap
+from revision.geometry.spectrum import anisotropy, effective_dimension, eigenvalues
+
+Rows = Float64[np.ndarray, "n dim"]
+
+
+def measure_pairs(text: Rows, image: Rows, frame: Frame, *, draws: int, seed: int) -> Json:
+    """Cosines, residual, its energies and shape in the fixed frame, and U-V coupling."""
+    resampling = {"draws": draws, "seed": seed}
+    gaps = image - text
+    found, parts = paired_gap(text, image), decompose(text, image, frame)
+    dim = gaps.shape[1]
+
+    def shape(covariance: np.ndarray) -> dict[str, float]:
+        values = eigenvalues(covariance)
+        inside = float(np.trace(frame.basis.T @ covariance @ frame.basis))
+        return {
+            "center_discrepancy": float(values.sum()),
+            "anisotropy": anisotropy(values),
+            "d_eff": effective_dimension(values),
+            "residual_u": inside,
+            "residual_v": float(values.sum()) - inside,
+            "eta_u": inside / float(values.sum()),
+        }
+
+    nulls = {"anisotropy": 1.0, "d_eff": float(dim), "eta_u": frame.rank / dim}
+    return {
+        **jackknife_covariances([gaps], shape, nulls),
+        "cosine": interval_number(bootstrap_rows((text * image).sum(1), **resampling)),
+        "r_energy": _energy_share(gaps, **resampling),
+        "r_dist": number(found.residual_distance_share),
+        "rho": number(found.mean_share),
+        "direction": interval_number(bootstrap_rows(direction_cosines(gaps), **resampling)),
+        "direction_peak": number(found.direction.peak),
+        "energy": found.residual.energy.tolist(),
+        **_shape("u", parts.inside),
+        **_shape("v", parts.outside),
+        "spread_angle": _optional(parts.spread_angle, parts.spread_angle_null),
+        "concentration": _optional(parts.concentration),
+        **_coupling(gaps, frame, seed),
+    }
+
+
+def _energy_share(gaps: Rows, *, draws: int, seed: int) -> Json:
+    """R_energy = tr S_r / E|x - y|^2 = 1 - |m|^2 / E|x - y|^2."""
+    energies = np.square(gaps).sum(1, keepdims=True)
+
+    def share(mean: Any, energy: Any) -> float:
+        return 1 - float(mean @ mean) / float(energy[0])
+
+    return interval_number(bootstrap_means(share, [(gaps, energies)], draws=draws, seed=seed))
+
+
+def _shape(subspace: str, shape: SubspaceShape) -> Json:
+    return {
+        f"kappa_{subspace}": _optional(shape.kappa, shape.kappa_null),
+        f"anisotropy_{subspace}": _optional(shape.anisotropy, 1.0),
+    }
+
+
+def _coupling(gaps: Rows, frame: Frame, seed: int) -> Json:
+    delta, zeta = residual_coordinates(gaps, frame)
+    found = measure_coupling(delta, zeta, seed=seed)
+    return {
+        "coupling": number(found.strength),
+        "coupling_r2": number(found.explained, null=found.null),
+        "coupling_r2_held_out": number(found.explained_held_out, null=0.0),
+    }
+
+
+def _optional(value: float | None, null: float | None = None) -> Json:
+    return number(float("nan") if value is None else value, null=null)
