@@ -8,7 +8,7 @@
 
 Q_U are the top r eigenvectors of Sigma_x + Sigma_y, paired (1, 2), (3, 4), ... (`rotation: haar`
 mixes them first); sigma_V are standard deviations of each coordinate of the parts outside U.
-Unpaired. Passes: 3 over texts (moments, quantiles, centroid), 2 over images, then one to apply;
+Unpaired. Cost: 3 passes over texts (moments, quantiles, centroid), 2 over images, one to apply;
 memory: max_rows x r/2 float64 (100 MB at the defaults) and the covariances.
 
 Source: arXiv:2605.07825, Sec. 4.3, stages II(a) and II(d); it has no public code.
