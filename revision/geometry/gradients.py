@@ -2,7 +2,8 @@
 
     InfoNCE     l = sum_i 1/2 [-log P_ii - log C_ii],   P, C = softmax of s X Y^T over rows, columns
                 M = P + C - 2 I,   dl/dX = s/2 M Y,   dl/dY = s/2 M^T X
-    leakage     sqrt( sum |P_V g|^2 / sum |g|^2 ),   null sqrt((D - r) / D)
+    leakage     sqrt( sum |P_V g|^2 / sum |g|^2 );   nulls: a random direction, sqrt((D - r) / D),
+                and the rows, sqrt(tr P_V S_t / tr S_t), whose mixtures the gradients are
     sin theta   singular values of Q_V^T Q_t, which keep all digits of a small angle; arccos of
                 those of Q_U^T Q_t loses half of them
     rho_eig     corr[ lambda(Sigma_U), lambda(G_U) ], both descending; null: a broken stick for G_U
@@ -15,8 +16,9 @@ Whatever the gradients, leakage <= sin theta + leakage_now. The largest angle al
 the axes r and r + 1, whose eigenvalues lie close; sin_theta_rms averages the squares of all r.
 
 Letters: X, Y unit rows of a batch, image and text; s logit scale; g one row of a gradient; D width,
-r rank; Q_U, Q_V axes of the frame inside and outside U, Q_t axes of the instantaneous U_t; Sigma_U
-covariance of the paired residual inside U, G_U that of the gradients.
+r rank; S_t sum of the covariances of both sides now; Q_U, Q_V axes of the frame inside and outside
+U, Q_t axes of the instantaneous U_t; Sigma_U covariance of the paired residual inside U, G_U that
+of the gradients.
 """
 
 from dataclasses import dataclass
@@ -54,18 +56,20 @@ def info_nce_gradients(
 
 
 def leakage(reference: Frame, now: Frame, gradients: Gradients) -> dict[str, float]:
-    """How much of the gradients falls outside the reference and outside U_t, with the null.
+    """How much of the gradients falls outside the reference and outside U_t, with two nulls.
 
     The angles only where the two frames are not one and the same.
     """
     rows = gradients.rows
     dim = rows.shape[1]
     share, share_now = (_outside_share(frame, rows) for frame in (reference, now))
+    spread = ((reference.complement.T @ now.vectors) ** 2).sum(0)
     measured = {
         "leakage": sqrt(share),
         "leakage_squared": share,
         "leakage_now": sqrt(share_now),
         "leakage_null": sqrt((dim - reference.rank) / dim),
+        "leakage_rows": sqrt(float(now.values @ spread) / float(now.values.sum())),
     }
     if reference is not now:
         sines = sines_of_angles(reference, now)

@@ -158,6 +158,16 @@ def test_random_gradients_leak_as_the_null_says():
     assert measured["leakage"] == pytest.approx(measured["leakage_null"], abs=0.01)
 
 
+def test_gradients_that_spread_as_the_rows_do_leak_as_much():
+    image, text = clouds(pairs=400)
+    frame = frame_of(image, text)
+    own = Gradients(image - image.mean(0), text - text.mean(0))
+    measured = leakage(frame, frame, own)
+    assert measured["leakage"] == pytest.approx(measured["leakage_rows"], rel=1e-9)
+    assert measured["leakage_rows"] == pytest.approx(sqrt(1 - frame.energy), rel=1e-9)
+    assert measured["leakage_rows"] < measured["leakage_null"] / 1.5
+
+
 def test_sorted_spectra_correlate_whatever_they_are():
     """The example of the docstring, and a match that beats the broken stick."""
     ranks = np.arange(1.0, 129)
