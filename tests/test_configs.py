@@ -1,6 +1,7 @@
 """Every shipped config binds: its target exists and takes every key that the file gives it."""
 
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def test_an_experiment_is_a_recipe_card_that_composes(path: Path) -> None:
     assert text.startswith("# @package _global_")
     for heading in ("# Paper", "# Hardware", "# Expected", "# Command"):
         assert heading in text
-    assert compose("pipeline", [f"experiment={path.stem}"]).name == path.stem
+    (root,) = re.findall(r"^# Command +python (?:scripts/)?(\w+)\.py", text, re.MULTILINE)
+    assert compose(root, [f"experiment={path.stem}"]).name == path.stem
 
 
 def test_every_step_of_the_pipeline_composes_with_its_overrides() -> None:
