@@ -37,6 +37,7 @@ def save_alignment(
         "dim": alignment.dim,
         "statistics": statistics(alignment),
         "sha256": hashlib.sha256(content).hexdigest(),
+        "history": getattr(alignment, "history", {}),  # loss curves, of maps that are trained
         "provenance": provenance or {},
     }
     write_bytes(directory / TENSORS_NAME, content)
