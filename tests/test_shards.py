@@ -217,17 +217,29 @@ def test_lines_of_another_shard_are_taken_over_as_they_are(feature_set, tmp_path
     reader = ShardReader(feature_set)
     with ShardWriter(tmp_path / "copy", 0, DIM, "float32") as writer:
         for block in (0, 1):
-            writer.copy_block(reader.features(block), reader.record_bytes(block), 3 - block)
+            rows = reader.features(block)
+            writer.copy_block(
+                [rows[:1], rows[1:]], 3 - block, reader.record_bytes(block), 3 - block
+            )
         writer.reject(Rejection("bad0", "empty text", "x.json:entry 0"))
     assert (tmp_path / "copy/00000.tar").read_bytes() == (feature_set / "00000.tar").read_bytes()
 
 
-def test_a_bad_row_is_not_taken_over(tmp_path):
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ([np.eye(2, DIM), np.eye(1, DIM) * np.nan], "row 2 is zero or not finite"),
+        ([np.eye(2, DIM)], "2 rows came, 3 were announced"),
+        ([np.eye(3, DIM + 1)], r"expected \(rows, 6\)"),
+    ],
+)
+def test_rows_that_cannot_be_taken_over_are_refused(tmp_path, pieces, message):
     with (
-        pytest.raises(ValueError, match="1 of 2 rows are zero or not finite, first row 1"),
+        pytest.raises(ValueError, match=message),
         ShardWriter(tmp_path, 0, DIM, "float32") as writer,
     ):
-        writer.copy_block(np.eye(2, DIM, dtype=np.float32) * [[1], [np.nan]], b"", 2)
+        writer.copy_block(pieces, 3, b"", 3)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_any_range_of_rows_is_read(feature_set):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from revision import parallel
 from revision.alignment.base import AlignmentMap
-from revision.alignment.moments import one_thread
+from revision.alignment.moments import block_rows, one_thread
 from revision.alignment.noise import noise_card, row_keys
 from revision.alignment.storage import alignment_digest
 from revision.files import claim
@@ -97,35 +98,67 @@ def rejections_at(reader: ShardReader, positions: Iterable[int]) -> Iterator[Rej
 
 
 def _align_shard(alignment: AlignmentMap, reader: ShardReader, directory: Path, index: int) -> None:
-    shard = reader.header.shards[index].name
+    """Write one shard. Blocks that may hold bad rows are mapped as a whole, to find these first."""
+    info = reader.header.shards[index]
     with ShardWriter(directory, index, reader.dim, "float32") as writer:
-        for block in (b for b, place in enumerate(reader.blocks) if place.shard == shard):
-            aligned, bad = _aligned(alignment, reader, block)
-            if bad.any():
-                _add_good_records(writer, reader, block, aligned, bad)
+        for block, place in enumerate(reader.blocks):
+            if place.shard != info.name:
+                continue
+            if info.moments is None:
+                _add_good_records(writer, alignment, reader, block)
             else:
-                num_records = reader.blocks[block].records
-                writer.copy_block(aligned, reader.record_bytes(block), num_records)
+                pieces = _pieces(alignment, reader, block)
+                lines = reader.record_bytes(block)
+                writer.copy_block(pieces, place.rows, lines, place.records)
+
+
+def _pieces(alignment: AlignmentMap, reader: ShardReader, block: int) -> Iterator[np.ndarray]:
+    """The aligned rows of a block that was written without a bad row, few at a time.
+
+    Raises:
+        ValueError: there is one; it was damaged since.
+    """
+    rows, keys = reader.features(block), _keys(alignment, reader, block)
+    size = block_rows(alignment.source_mean.device)
+    for start in range(0, len(rows), size):
+        place = slice(start, start + size)
+        aligned, bad = _aligned(alignment, rows[place], None if keys is None else keys[place])
+        if bad.any():
+            ref = reader.blocks[block]
+            raise ValueError(
+                f"{reader.directory / ref.shard} block {ref.index}: row "
+                f"{start + int(np.flatnonzero(bad)[0])} is zero or not finite, but was not when "
+                "it was written; see what else is damaged with "
+                f"python scripts/verify.py input={reader.directory}"
+            )
+        yield aligned
 
 
 def _aligned(
-    alignment: AlignmentMap, reader: ShardReader, block: int
+    alignment: AlignmentMap, rows: np.ndarray, keys: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The aligned rows of a block, and which rows are bad."""
-    rows = torch.tensor(reader.features(block), device=alignment.source_mean.device)
-    keys = None
-    if alignment.is_random:
-        counts = reader.row_counts(block)
-        ids = np.repeat([record.id for record in reader.records(block)], counts)
-        keys = row_keys(ids.tolist(), epoch=0)
-    aligned, bad = alignment.map_good(rows, keys)
+    """Aligned rows, and which of them are bad."""
+    stored = torch.tensor(rows, device=alignment.source_mean.device)
+    aligned, bad = alignment.map_good(stored, keys)
     return aligned.cpu().numpy(), bad.cpu().numpy()
 
 
+def _keys(alignment: AlignmentMap, reader: ShardReader, block: int) -> Tensor | None:
+    """Noise keys of the rows of a block, where the map is random."""
+    if not alignment.is_random:
+        return None
+    ids = [record.id for record in reader.records(block)]
+    counts = reader.row_counts(block).tolist()
+    owners = [id for id, count in zip(ids, counts, strict=True) for _ in range(count)]
+    return row_keys(owners, epoch=0)
+
+
 def _add_good_records(
-    writer: ShardWriter, reader: ShardReader, block: int, aligned: np.ndarray, bad: np.ndarray
+    writer: ShardWriter, alignment: AlignmentMap, reader: ShardReader, block: int
 ) -> None:
     """Add a block without the records that have a bad row, and reject these."""
+    keys = _keys(alignment, reader, block)
+    aligned, bad = _aligned(alignment, reader.features(block), keys)
     records, counts = reader.records(block), reader.row_counts(block)
     owners = np.repeat(np.arange(len(records)), counts)
     found = np.flatnonzero(bad).tolist()

@@ -17,12 +17,11 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from revision.alignment.moments import (
-    BLOCK_ROWS,
     CPU,
-    DEVICE_BLOCK_ROWS,
     Batches,
     Moments,
     Second,
+    block_rows,
     moments_of,
     moments_of_transformed,
     normalize_,
@@ -229,7 +228,7 @@ class AlignmentMap(nn.Module, ABC):
         self._check_width(rows)
         mapped = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
         bad = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        size = BLOCK_ROWS if rows.device == CPU else DEVICE_BLOCK_ROWS
+        size = block_rows(rows.device)
         for start in range(0, len(rows), size):
             place = slice(start, start + size)
             unit = to_float64(rows[place])

@@ -312,6 +312,11 @@ def grid(batches: Batches, size: int = GRID_ROWS) -> Iterator[np.ndarray]:
         yield np.concatenate(pending)
 
 
+def block_rows(device: torch.device) -> int:
+    """How many rows to compute with at a time."""
+    return BLOCK_ROWS if device == CPU else DEVICE_BLOCK_ROWS
+
+
 def normalize_(rows: Float64[Tensor, "n *stack dim"]) -> Bool[Tensor, "n *stack"]:
     """Divide each row by its norm in place; true where a row has no usable norm."""
     return is_bad(divide_by_norms_(rows))
@@ -334,8 +339,7 @@ def unit_rows(rows: Float[np.ndarray, "n dim"]) -> Float64[np.ndarray, "n dim"]:
 
 
 def _sum_cell(cell: np.ndarray, statistic: Statistic, device: torch.device) -> _Part:
-    size = BLOCK_ROWS if device == CPU else DEVICE_BLOCK_ROWS
-    part = _Part()
+    part, size = _Part(), block_rows(device)
     for start in range(0, len(cell), size):
         rows = to_float64(cell[start : start + size], device)
         bad = normalize_(rows).reshape(len(rows), -1).any(1)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -130,47 +130,71 @@ class ShardWriter:
             json_line(record.to_json() | ({} if count == 1 else {"num_rows": count}))
             for record, count in zip(records, counts, strict=True)
         )
-        self._append(stored, found, b"".join(lines), len(records))
+        self._append([(stored, found)], len(stored), b"".join(lines), len(records))
 
-    def copy_block(self, features: Rows, lines: bytes, num_records: int) -> None:
-        """Append rows in the place of those of another shard, whose record lines are taken over.
+    def copy_block(
+        self, pieces: Iterable[np.ndarray], num_rows: int, lines: bytes, num_records: int
+    ) -> None:
+        """Append `num_rows` rows that come in pieces, with the record lines of another shard.
 
         Raises:
-            ValueError: wrong width, or a row that is not finite or zero.
+            ValueError: wrong width, other rows than that many, one that is not finite or zero.
         """
         address = f"{self.path} block {len(self._blocks)}"
-        stored = np.ascontiguousarray(features, dtype=self.dtype)
-        found = self._scan(stored, address)
-        if found.bad.any():
-            raise ValueError(
-                f"{address}: {int(found.bad.sum())} of {len(stored)} rows are zero or not finite, "
-                f"first row {int(np.flatnonzero(found.bad)[0])}; reject their records"
-            )
-        self._append(stored, found, lines, num_records)
+        self._append(self._scanned(pieces, num_rows, address), num_rows, lines, num_records)
+
+    def _scanned(
+        self, pieces: Iterable[np.ndarray], num_rows: int, address: str
+    ) -> Iterator[tuple[np.ndarray, Scan]]:
+        count = 0
+        for piece in pieces:
+            stored = np.ascontiguousarray(piece, dtype=self.dtype)
+            found = self._scan(stored, address)
+            if found.bad.any():
+                row = count + int(np.flatnonzero(found.bad)[0])
+                raise ValueError(f"{address}: row {row} is zero or not finite; reject its record")
+            count += len(stored)
+            yield stored, found
+        if count != num_rows:
+            raise ValueError(f"{address}: {count} rows came, {num_rows} were announced")
 
     def _scan(self, stored: Rows, address: str) -> Scan:
         check_width(stored, dim=self.dim, address=address)
         return scan(stored)
 
-    def _append(self, stored: Rows, found: Scan, lines: bytes, num_records: int) -> None:
+    def _append(
+        self,
+        scanned: Iterable[tuple[np.ndarray, Scan]],
+        num_rows: int,
+        lines: bytes,
+        num_records: int,
+    ) -> None:
         number = f"{len(self._blocks):06d}"
-        self._add(f"{number}.features.npy", *_npy_pieces(stored))
+        head = _npy_head(self.dtype, (num_rows, self.dim))
+        num_bytes = num_rows * self.dim * np.dtype(self.dtype).itemsize
+        self._begin(f"{number}.features.npy", len(head) + num_bytes)
+        self._file.write(head)
+        for rows, found in scanned:
+            self._file.write(rows.reshape(-1).view(np.uint8).data)
+            self._sums += found.sums
+            self._norm_error = max(self._norm_error, found.norm_error)
+        self._fill(tarfile.BLOCKSIZE)
         self._add(f"{number}.records.jsonl", lines)
-        self._blocks.append((len(stored), num_records))
-        self._sums += found.sums
-        self._norm_error = max(self._norm_error, found.norm_error)
+        self._blocks.append((num_rows, num_records))
 
     def reject(self, rejection: Rejection) -> None:
         """Keep an entry that has no feature, for `quarantine.jsonl`."""
         self._rejections.append(rejection)
 
-    def _add(self, name: str, *pieces: bytes | memoryview) -> None:
-        member = tarfile.TarInfo(name)  # without time or owner: the same rows give the same bytes
-        member.size = sum(map(len, pieces))
-        self._file.write(member.tobuf(tarfile.USTAR_FORMAT))
-        for piece in pieces:
-            self._file.write(piece)
+    def _add(self, name: str, content: bytes) -> None:
+        self._begin(name, len(content))
+        self._file.write(content)
         self._fill(tarfile.BLOCKSIZE)
+
+    def _begin(self, name: str, num_bytes: int) -> None:
+        member = tarfile.TarInfo(name)  # without time or owner: the same rows give the same bytes
+        member.size = num_bytes
+        self._file.write(member.tobuf(tarfile.USTAR_FORMAT))
 
     def _fill(self, size: int) -> None:
         self._file.write(bytes(-self._file.tell() % size))
@@ -188,7 +212,8 @@ class ShardWriter:
 
     def _finish(self) -> None:
         self._add("rejected.jsonl", b"".join(json_line(asdict(r)) for r in self._rejections))
-        self._add(MOMENTS_NAME, *_npy_pieces(self._sums.to_array()))
+        sums = self._sums.to_array()
+        self._add(MOMENTS_NAME, _npy_head("int64", sums.shape) + sums.tobytes())
         summary = {
             "num_rows": sum(rows for rows, _ in self._blocks),
             "num_records": sum(records for _, records in self._blocks),
@@ -218,11 +243,14 @@ def _check_counts(
         )
 
 
-def _npy_pieces(array: np.ndarray) -> tuple[bytes, memoryview]:
-    """What `np.save` writes, without a copy of the array."""
+def _npy_head(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What `np.save` writes before the numbers."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
-    return buffer.getvalue(), array.reshape(-1).view(np.uint8).data
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    return buffer.getvalue()
 
 
 def write_header(

@@ -128,6 +128,14 @@ def test_bad_rows_go_to_quarantine_with_their_address(tmp_path, sets, text, alig
     assert verify(tmp_path / "out") == []
 
 
+def test_rows_that_were_damaged_since_are_refused_with_their_address(tmp_path, sets, alignment):
+    header = (sets[0] / "header.json").read_text()
+    damage(sets[0], 47, np.nan)
+    (sets[0] / "header.json").write_text(header)
+    with pytest.raises(ValueError, match=r"00000.tar block 2: row 7 is zero .*verify.py input="):
+        apply_alignment(alignment, sets[0], tmp_path / "out")
+
+
 def test_rejections_name_record_and_row(sets):
     (found,) = rejections_at(ShardReader(sets[1]), [130])
     assert (found.id, found.address) == ("130", "00001.tar/000001.features.npy row 7")
@@ -160,7 +168,7 @@ def test_a_shard_without_a_good_row_is_an_empty_shard(tmp_path, text, alignment)
 
 
 def test_a_full_disk_leaves_no_shard(tmp_path, sets, alignment, monkeypatch):
-    def full(self, features, lines, num_records):
+    def full(self, pieces, num_rows, lines, num_records):
         raise ValueError("00000.tar: cannot be written (No space left on device)")
 
     monkeypatch.setattr(ShardWriter, "copy_block", full)
