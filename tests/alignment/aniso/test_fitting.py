@@ -159,5 +159,5 @@ def test_training_works_under_no_grad():
 def test_a_diverging_loss_is_refused():
     denoising, rows = parts(coupled())
     broken = replace(rows, log_radii=rows.log_radii + torch.inf)
-    with pytest.raises(ValueError, match="not finite after 2 steps.*lower learning_rate"):
+    with pytest.raises(ValueError, match=r"not finite after 2 steps.*lower learning_rate"):
         fit_score(denoising, broken, PLAN, seeded())
