@@ -112,8 +112,10 @@ def test_uniform_numbers_are_uniform_and_tell_nothing_of_the_normal_ones():
     assert numbers.min() >= 0 and numbers.max() < 1
     counts = np.histogram(numbers, bins=20, range=(0, 1))[0]
     assert ((counts - 1000) ** 2 / 1000).sum() < 45
-    lengths = normal(keys(20_000), 4, seed=0).norm(dim=1).numpy()
-    assert abs(np.corrcoef(numbers, lengths)[0, 1]) < 0.03
+    drawn = normal(keys(20_000), 2, seed=0).numpy()
+    for known in (numbers, np.cos(2 * np.pi * numbers), np.sin(2 * np.pi * numbers)):
+        for hidden in (*drawn.T, np.linalg.norm(drawn, axis=1)):
+            assert abs(np.corrcoef(known, hidden)[0, 1]) < 0.03
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,11 @@ def test_without_noise_it_is_a_mean_shift(text, image):
 
 
 def test_the_noise_has_the_covariance_of_the_residual(text, image):
-    alignment = fitted(CloseCov(cov_scale=3.0, std=0.04), text, image)
+    alignment = fitted(CloseCov(cov_scale=3.0, std=0.5), text, image)
     keys = row_keys([str(i) for i in range(40_000)], 0)
     start = torch.zeros(40_000, DIM, dtype=torch.float64)
     noise = alignment.disturb(start, keys).numpy()
-    expected = 9 * np.cov((unit(image) - unit(text)).T, bias=True) + 0.04**2 * np.eye(DIM)
+    expected = 9 * np.cov((unit(image) - unit(text)).T, bias=True) + 0.5**2 * np.eye(DIM)
     assert np.abs(noise.mean(0)).max() < 5 * np.sqrt(expected.max() / 40_000)
     assert np.abs(np.cov(noise.T) - expected).max() < 0.05 * expected.max()
 
