@@ -142,13 +142,13 @@ def to_float64(
     Raises:
         ValueError: numbers of another type than floating point.
     """
-    if isinstance(rows, np.ndarray):
-        copy = torch.tensor(rows, device=device)
-    else:
-        copy = rows.detach().clone().to(device)
-    if not copy.is_floating_point():
-        raise ValueError(f"embedding rows must be floating point, not {copy.dtype}")
-    return copy.float().double() if copy.itemsize < 4 else copy.double()  # via float32: 1.6x faster
+    given = torch.tensor(rows) if isinstance(rows, np.ndarray) else rows.detach()
+    given = given.to(device)
+    if not given.is_floating_point():
+        raise ValueError(f"embedding rows must be floating point, not {given.dtype}")
+    if given.itemsize < 4:
+        given = given.float()  # float16 to float64 at once takes 1.6 times as long
+    return given.to(torch.float64, copy=True)
 
 
 def divide_by_norms_(rows: Float64[Tensor, "n *stack dim"]) -> Float64[Tensor, "n *stack"]:
