@@ -71,7 +71,7 @@ PANELS = (
     Panel(
         "coupling of V to U",
         (("coupling", "‖L‖"), ("r2_in", "R², in sample"), ("r2_out", "R², held out")),
-        (None, ("r2_null", "independent")),
+        (None, ("r2_null", "independent"), ("r2_out_null", "independent")),
     ),
     Panel(
         "γ to the largest spread in V, degrees",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from revision.geometry.dynamics import GapTracker, motion, projected
+from revision.geometry.dynamics import GapTracker, coupled, motion, projected
 from revision.geometry.frame import Frame, reference_frame
 from revision.geometry.gradients import (
     Gradients,
@@ -185,6 +185,17 @@ def test_phantom_drift_vanishes_for_texts_that_lie_as_the_images_do():
     assert same["phantom_anchor"] == pytest.approx(0, abs=1e-12)
     assert same["phantom"] == pytest.approx(1 - np.linalg.norm(image.mean(0)), abs=1e-12)
     assert projected(image, text)["phantom_anchor"] > 1e-4
+
+
+def test_independent_residuals_explain_as_little_as_the_nulls_say():
+    rng = np.random.default_rng(8)
+    found = [
+        coupled(rng.standard_normal((60, DIM)), Frame(np.eye(DIM), np.ones(DIM), RANK))
+        for _ in range(200)
+    ]
+    mean = {name: np.mean([measured[name] for measured in found]) for name in found[0]}
+    assert mean["r2_in"] == pytest.approx(mean["r2_null"], abs=0.005)
+    assert mean["r2_out"] == pytest.approx(mean["r2_out_null"], abs=0.01)
 
 
 def test_nothing_that_rests_moves():
