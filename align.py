@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from revision import parallel
 from revision.alignment.apply import apply_alignment
+from revision.alignment.base import AlignmentMap
 from revision.alignment.fit import (
     FeatureSets,
     FitOptions,
@@ -47,7 +48,7 @@ def run(cfg: DictConfig) -> Path:
         if cfg.verify_moments:
             check_moments(fitting)
         map_dir = output_dir / MAP_NAME
-        alignment = fit_alignment(build(cfg.alignment), fitting, map_dir, options, mapped=mapped)
+        alignment = fit_alignment(_unfitted(cfg), fitting, map_dir, options, mapped=mapped)
         apply_alignment(
             alignment.to(device),
             Path(cfg.source),
@@ -61,6 +62,13 @@ def run(cfg: DictConfig) -> Path:
         report = write_report(alignment, fitting, unseen, output_dir, measured)
         print(f"{output_dir}: {summary(report)}")
     return output_dir
+
+
+def _unfitted(cfg: DictConfig) -> AlignmentMap:
+    alignment: AlignmentMap = build(cfg.alignment)
+    if cfg.get("noise"):
+        alignment.add_noise(build(cfg.noise))
+    return alignment
 
 
 def _read_unseen(cfg: DictConfig) -> FeatureSets | None:

@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 import torch
 
+import align
 from revision.alignment import Cloud
 from revision.alignment.apply import apply_alignment
 from revision.alignment.methods.mean_shift import MeanShift
 from revision.alignment.methods.none import NoAlignment
 from revision.alignment.noise import Disturbed, GaussianNoise
+from revision.alignment.storage import load_alignment
+from revision.config import compose
 from revision.data.datamodule import VisualDataModule
 from revision.data.plan import EpochPlan, StepPlan
 from revision.data.sources import ShardSource
@@ -75,6 +78,21 @@ def test_workers_batches_processes_shards_and_order_change_no_bit(rows, tmp_path
         {"batch_size": 3, "world_size": 2},
     ):
         assert visits(source, **options) == expected, options
+
+
+def test_the_command_line_writes_the_same_noise(rows, tmp_path):
+    text = write_set(tmp_path / "text", rows, "text")
+    image = write_set(tmp_path / "image", cloud(2, ROWS, DIM), "image")
+    where = [f"source={text}", f"target={image}", f"output_dir={tmp_path / 'out'}", "report=null"]
+    align.run(compose("align", ["alignment=mean_shift", "noise=close", *where]))
+    alignment = load_alignment(tmp_path / "out" / "alignment")
+    assert alignment.noise == GaussianNoise(std=0.04)
+    offline = seen(ShardSource(tmp_path / "out" / "shards", TURNS))
+    assert torch.equal(seen(ShardSource(text, TURNS, alignment=alignment)), offline)
+    with pytest.raises(ValueError, match="holds a map fitted with noise"):
+        align.run(compose("align", ["alignment=mean_shift", "noise=capdec", *where]))
+    with pytest.raises(ValueError, match="takes no second noise"):
+        align.run(compose("align", ["alignment=c3", "noise=close", *where]))
 
 
 @pytest.mark.parametrize("method", [NoAlignment, MeanShift])
