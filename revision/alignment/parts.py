@@ -9,7 +9,9 @@ that come without held-out rows and without a map that was fitted on them.
 Letters: x image, y text, z mapped text row; T trace, N fitting rows, s scale of the map.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +19,32 @@ import torch
 from revision.alignment.base import AlignmentMap, Cloud
 from revision.alignment.fit import FeatureSets, are_pairs
 from revision.alignment.samples import Sample, mapped_rows, same_records, sample_of
+from revision.alignment.selection import RowSource, Subset, select
 from revision.geometry.floor import paired_noise, unpaired_noise
-from revision.geometry.measure import Split, check_size
+from revision.geometry.measure import MIN_ROWS, Split, check_size
 
 
 @dataclass(frozen=True)
 class Part:
-    """A sample of text and image rows, and the sets that it came from."""
+    """A sample of text and image rows, and the sets that it came from.
+
+    `among` are the positions that the sample was drawn from, on both sides; None means all.
+    """
 
     sets: FeatureSets
     text: Sample
     image: Sample
     paired: bool
+    among: tuple[np.ndarray, np.ndarray] | None = None
 
 
-def part_of(sets: FeatureSets, num_rows: int, *, paired: bool | None = None) -> Part:
+def part_of(
+    sets: FeatureSets,
+    num_rows: int,
+    *,
+    paired: bool | None = None,
+    among: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Part:
     """Sample both sides; `paired=None` finds out from the records' ids.
 
     Raises:
@@ -44,17 +57,45 @@ def part_of(sets: FeatureSets, num_rows: int, *, paired: bool | None = None) -> 
             "the sets that one run of embed.py wrote, or paired=false"
         )
     paired = are_pairs(sets) if paired is None else paired
-    text, image = (sample_of(reader, num_rows) for reader in sets)
+    text, image = (
+        sample_of(reader, num_rows, rows)
+        for reader, rows in zip(sets, among or (None, None), strict=True)
+    )
     if paired:
         text, image = same_records(text, image)
     check_size(len(text.rows), len(image.rows))
-    return Part(sets, text, image, paired)
+    return Part(sets, text, image, paired, among)
+
+
+def fitted_parts(
+    sets: FeatureSets, fit: Mapping[str, Any], num_rows: int
+) -> tuple[Part, Part | None]:
+    """Rows that a map was fitted on, and others of the same sets where `fit` took only some.
+
+    `fit` is that of a map's provenance: the sample or the domain that it was fitted on.
+    """
+    if "rows" not in fit and "where" not in fit:
+        return part_of(sets, num_rows), None
+    chosen = [
+        select(reader, count=fit.get("rows"), seed=fit.get("seed", 0), where=fit.get("where", {}))
+        for reader in sets
+    ]
+    used = [_positions(rows) for rows in chosen]
+    rest = [
+        np.setdiff1d(np.arange(reader.num_rows), positions)
+        for reader, positions in zip(sets, used, strict=True)
+    ]
+    paired = are_pairs(sets) and np.array_equal(used[0], used[1])
+    fitting = part_of(sets, num_rows, paired=paired, among=(used[0], used[1]))
+    if min(map(len, rest)) < MIN_ROWS:
+        return fitting, None
+    return fitting, part_of(sets, num_rows, paired=paired, among=(rest[0], rest[1]))
 
 
 def halves(part: Part) -> tuple[Part, Part]:
     """Every other row, and the rest."""
     first, second = (
-        Part(part.sets, _every_other(part.text, k), _every_other(part.image, k), part.paired)
+        replace(part, text=_every_other(part.text, k), image=_every_other(part.image, k))
         for k in (0, 1)
     )
     return first, second
@@ -110,6 +151,10 @@ def _fit_noise(alignment: AlignmentMap, fitting: Part | None) -> float:
         int(alignment.source_count),
         alignment.gain,
     )
+
+
+def _positions(rows: RowSource) -> np.ndarray:
+    return rows.positions() if isinstance(rows, Subset) else np.arange(rows.num_rows)
 
 
 def _every_other(sample: Sample, first: int) -> Sample:

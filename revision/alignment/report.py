@@ -17,7 +17,7 @@ from typing import Any
 from revision.alignment.apply import rejections_at
 from revision.alignment.base import AlignmentMap
 from revision.alignment.fit import FeatureSets
-from revision.alignment.parts import part_of
+from revision.alignment.parts import fitted_parts, part_of
 from revision.alignment.storage import alignment_digest, read_card
 from revision.alignment.survey import Survey
 from revision.files import write_bytes
@@ -43,7 +43,8 @@ def write_report(
 ) -> Json:
     """Measure, draw and write everything, unless `directory` has the report of these inputs.
 
-    `directory` also holds the map. Returns the content of `report.json`.
+    `fitting` are the sets of the fit, of which the map in `directory` says which rows it took: the
+    others are the held-out rows where no `unseen` sets are given. Returns the report.
 
     Raises:
         ValueError: too few rows to measure, or a cloud without spread.
@@ -51,9 +52,10 @@ def write_report(
     inputs = inputs_of(options, alignment, fitting, unseen)
     if (finished := finished_report(directory, inputs)) is not None:
         return finished
-    parts = [part_of(sets, options.num_rows) for sets in (fitting, unseen) if sets is not None]
-    survey = Survey(parts[0], parts[1] if unseen else None, alignment, options)
     fitted = read_card(directory / MAP_NAME)["provenance"]
+    seen, rest = fitted_parts(fitting, fitted.get("fit", {}), options.num_rows)
+    others = part_of(unseen, options.num_rows) if unseen is not None else rest
+    survey = Survey(seen, others, alignment, options, fitted.get("domain", {}))
     rejections = [
         rejection
         for side, reader in fitting._asdict().items()

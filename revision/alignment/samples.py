@@ -17,24 +17,29 @@ from revision.alignment.moments import bad_rows, unit_rows
 from revision.alignment.noise import row_keys
 from revision.shards import ShardReader
 
+Positions = Int64[np.ndarray, " n"]
+
 
 @dataclass(frozen=True)
 class Sample:
     """Good rows of a set, of norm 1, and where they stand in it."""
 
     rows: Float64[np.ndarray, "n dim"]
-    positions: Int64[np.ndarray, " n"]
+    positions: Positions
 
 
-def even_positions(num_rows: int, count: int) -> Int64[np.ndarray, " n"]:
+def even_positions(num_rows: int, count: int) -> Positions:
     """`count` positions of `num_rows` at even distances; all of them where there are no more."""
     count = min(count, num_rows)
     return np.arange(count, dtype=np.int64) * num_rows // max(count, 1)
 
 
-def sample_of(reader: ShardReader, count: int) -> Sample:
-    """About `count` rows of a set; those without a direction are left out."""
-    positions = even_positions(reader.num_rows, count)
+def sample_of(reader: ShardReader, count: int, among: Positions | None = None) -> Sample:
+    """About `count` rows of a set, or `among` some of its rows, without those that are bad."""
+    if among is None:
+        positions = even_positions(reader.num_rows, count)
+    else:
+        positions = among[even_positions(len(among), count)]
     rows = _rows_at(reader, positions)
     good = ~bad_rows(rows)
     return Sample(unit_rows(rows[good]), positions[good])
@@ -57,17 +62,17 @@ def mapped_rows(
     return alignment(torch.from_numpy(sample.rows), keys).double().numpy()
 
 
-def mapped_batches(
-    alignment: AlignmentMap, reader: ShardReader
-) -> Iterator[tuple[Float64[np.ndarray, "n dim"], Float64[np.ndarray, "n dim"]]]:
-    """All good text rows of a set, block by block, and what the map makes of them."""
+def sample_batches(reader: ShardReader, among: Positions | None = None) -> Iterator[Sample]:
+    """All good rows of a set, or of those `among` them, block by block."""
     start = 0
     for block, place in enumerate(reader.blocks):
         rows = np.asarray(reader.features(block))
         good = ~bad_rows(rows)
-        sample = Sample(unit_rows(rows[good]), start + np.flatnonzero(good))
-        if len(sample.rows):
-            yield sample.rows, mapped_rows(alignment, reader, sample)
+        if among is not None:
+            first, last = np.searchsorted(among, [start, start + place.rows])
+            good &= np.isin(np.arange(place.rows), among[first:last] - start)
+        if good.any():
+            yield Sample(unit_rows(rows[good]), start + np.flatnonzero(good))
         start += place.rows
 
 
@@ -78,7 +83,7 @@ def texts_of(reader: ShardReader, count: int) -> list[str | None]:
     return [record.text for block in blocks for record in reader.records(int(block))][:count]
 
 
-def _rows_at(reader: ShardReader, positions: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
+def _rows_at(reader: ShardReader, positions: Positions) -> Float[np.ndarray, "n dim"]:
     pieces, start = [], 0
     for block, place in enumerate(reader.blocks):
         first, last = np.searchsorted(positions, [start, start + place.rows])
@@ -88,7 +93,7 @@ def _rows_at(reader: ShardReader, positions: Int64[np.ndarray, " n"]) -> Float[n
     return np.concatenate(pieces)
 
 
-def ids_at(reader: ShardReader, positions: Int64[np.ndarray, " n"]) -> list[str]:
+def ids_at(reader: ShardReader, positions: Positions) -> list[str]:
     """Ids of the records that rows at ascending positions belong to."""
     ids: list[str] = []
     start = 0

@@ -7,8 +7,8 @@ fitting rows has no unseen ones. Numbers of both are in the same frame, that of 
 where there are any.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from revision.alignment.apply import rejections_at
 from revision.alignment.base import AlignmentMap
 from revision.alignment.fit import FeatureSets, passing
-from revision.alignment.moments import bad_rows, moments_of, unit_rows
+from revision.alignment.moments import moments_of
 from revision.alignment.parts import (
     Part,
     fit_in_memory,
@@ -27,7 +27,7 @@ from revision.alignment.parts import (
     part_of,
     split_of,
 )
-from revision.alignment.samples import Sample, ids_at, mapped_batches, texts_of
+from revision.alignment.samples import Sample, ids_at, mapped_rows, sample_batches, texts_of
 from revision.alignment.storage import load_alignment, read_card
 from revision.geometry.domain import mismatch
 from revision.geometry.measure import Split, frame_of, measure_split
@@ -43,6 +43,7 @@ from revision.shards import ShardReader
 
 Json = dict[str, Any]
 SPLITS = ("in_sample", "held_out")
+MODALITIES = {"source": "text", "target": "image"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Survey:
     unseen: Part | None
     alignment: AlignmentMap | None
     options: MeasureOptions
+    mapped_domain: Mapping[str, Any] = field(default_factory=dict)  # of the fit's provenance
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -163,15 +165,15 @@ class Survey:
         assert part is not None
         return part.text if side.endswith("source") else part.image
 
-    def _domain(self) -> Json | None:
-        """Fitting rows against unseen ones, side by side; halves of one set have no domain."""
-        if not self.fitting or not self.unseen or self.fitting.sets is self.unseen.sets:
-            return None
+    def _domain(self) -> Json:
+        """Fitting rows against those that the map was made for and against unseen ones."""
+        found = {f"mapped {MODALITIES[side]}": test for side, test in self.mapped_domain.items()}
+        if not self.fitting or not self.unseen:
+            return found
         sides = {
-            "text": (self.fitting.text, self.unseen.text),
-            "image": (self.fitting.image, self.unseen.image),
+            "held-out text": (self.fitting.text, self.unseen.text),
+            "held-out image": (self.fitting.image, self.unseen.image),
         }
-        found = {}
         for name, samples in sides.items():
             one, two = (moments_of([s.rows], second="covariance") for s in samples)
             test = mismatch(one, two)
@@ -246,11 +248,13 @@ def _gaps_of_all(alignment: AlignmentMap, part: Part, measured: Json) -> Json:
         gaps = (measured[stage]["gap"]["value"] for stage in ("before", "after"))
         return dict(zip(("raw_gap", "in_sample_gap"), gaps, strict=True))
     raw = alignment.target_mean.numpy() - alignment.source_mean.numpy()
-    mapped = _mean(z for _, z in track(mapped_batches(alignment, text), "in-sample gap"))
+    among = part.among or (None, None)
+    blocks = track(sample_batches(text, among[0]), "in-sample gap", total=len(text.blocks))
+    mapped = _mean(mapped_rows(alignment, text, sample) for sample in blocks)
     target = alignment.target_mean.numpy()
     if alignment.changes_images:
-        good = (rows[~bad_rows(rows)] for rows in image.iter_rows())
-        target = _mean(moved_images(alignment, unit_rows(rows)) for rows in good)
+        moved = sample_batches(image, among[1])
+        target = _mean(moved_images(alignment, sample.rows) for sample in moved)
     return {
         "raw_gap": float(np.linalg.norm(raw)),
         "in_sample_gap": float(np.linalg.norm(target - mapped)),

@@ -36,6 +36,7 @@ from revision.geometry.measure_pairs import measure_pairs
 from revision.geometry.options import MeasureOptions
 
 MIN_ROWS = 20
+SMALLEST_FLOOR = 1e-12  # of pairs that are alike, whose gap has no sampling error
 DRAWN_POINTS = 256  # of a density
 
 Rows = Float64[np.ndarray, "_ dim"]
@@ -173,7 +174,7 @@ def _bias(
     for name, (basis, floor) in floors.items():
         parts = groups if basis is None else [tuple(a @ basis for a in g) for g in groups]
         square = bootstrap_means(_squared_distance, parts, **options.resampling)
-        found[name] = length_number(square, null=sqrt(max(floor, 0.0)))
+        found[name] = length_number(square, null=max(sqrt(max(floor, 0.0)), SMALLEST_FLOOR))
     energy = max(found["gap"]["value"] ** 2, np.finfo(float).tiny)
     rest = 1 - share
     found["pmb_share"] = number(found["pmb"]["value"] ** 2 / energy, null=share)

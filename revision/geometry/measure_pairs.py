@@ -20,13 +20,20 @@ from revision.geometry.intervals import Json, interval_number, jackknife_covaria
 from revision.geometry.paired import direction_cosines, paired_gap
 from revision.geometry.spectrum import anisotropy, effective_dimension, eigenvalues
 
+NO_RESIDUAL = 1e-7  # rounding of float32 rows
+
 Rows = Float64[np.ndarray, "n dim"]
 
 
-def measure_pairs(text: Rows, image: Rows, frame: Frame, *, draws: int, seed: int) -> Json:
-    """Cosines, residual, its energies and shape in the fixed frame, and U-V coupling."""
+def measure_pairs(text: Rows, image: Rows, frame: Frame, *, draws: int, seed: int) -> Json | None:
+    """Cosines, residual, its energies and shape in the fixed frame, and U-V coupling.
+
+    None where pairs differ by the mean gap alone, so that there is no residual to describe.
+    """
     resampling = {"draws": draws, "seed": seed}
     gaps = image - text
+    if gaps.std(0).max() < NO_RESIDUAL:
+        return None
     found, parts = paired_gap(text, image), decompose(text, image, frame)
     dim = gaps.shape[1]
 

@@ -74,7 +74,7 @@ def _stages(clouds: Mapping[str, Rows]) -> dict[str, dict[str, Rows]]:
     """What the panels before and after show; one panel without a map."""
     stages = {"before" if "mapped" in clouds else "": ("image", "text")}
     if "mapped" in clouds:
-        stages["after"] = ("image", "mapped")
+        stages["after"] = ("moved" if "moved" in clouds else "image", "mapped")
     return {title: {name: clouds[name] for name in names} for title, names in stages.items()}
 
 

@@ -91,11 +91,11 @@ def _domain_block(domain: Json) -> Block:
         for key, name, text in DOMAIN
     ]
     text = (
-        "Do the held-out rows come from the distribution of the fitting rows? Means and traces "
+        "Do these rows come from the distribution that the map was fitted on? Means and traces "
         "are compared with what sampling alone would make them differ by."
     )
     header = [f"{name}s" for name in domain]
-    return Block("Fitting rows against held-out rows", text, None, header, lines)
+    return Block("Other rows against the fitting rows", text, None, header, lines)
 
 
 def _norms(quality: Json) -> str:

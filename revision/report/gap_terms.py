@@ -44,7 +44,7 @@ GAP = (
         "A gap in a random direction would have the share r / d inside U.",
         "random",
     ),
-    Term("cob_share", "share outside, |γ|² / |m|²", "The rest of it.", "random"),
+    Term("cob_share", "share outside, |γ|² / |m|²", "What is left of the squared gap.", "random"),
 )
 CLOUD = (
     Term("mean_norm", "Length of the mean", "0 for rows all around the sphere, 1 for a point."),

@@ -14,8 +14,13 @@ import numpy as np
 from jaxtyping import Float64
 from matplotlib.axes import Axes
 
-CLOUD_COLOURS = {"image": "#2f6fde", "text": "#e07a2f", "mapped": "#2a9d76"}
-CLOUD_NAMES = {"image": "images", "text": "texts", "mapped": "mapped texts"}
+CLOUD_COLOURS = {"image": "#2f6fde", "text": "#e07a2f", "mapped": "#2a9d76", "moved": "#a44fc4"}
+CLOUD_NAMES = {
+    "image": "images",
+    "text": "texts",
+    "mapped": "mapped texts",
+    "moved": "mapped images",
+}
 DRAWN_ROWS = 1000
 
 Rows = Float64[np.ndarray, "_ dim"]  # the clouds differ in their number of rows

@@ -1,0 +1,153 @@
+import json
+
+import numpy as np
+import pytest
+
+from revision.alignment.moments import unit_rows
+from revision.geometry.measure import Split, frame_of, measure_split
+from revision.geometry.options import MeasureOptions
+from tests.feature_sets import cloud
+
+DIM = 12
+OPTIONS = MeasureOptions(neighbours=5, rank=4, bootstrap=20)
+
+
+def rows(seed, count=90, mean=0.5):
+    return unit_rows(cloud(seed, count, DIM, mean=mean))
+
+
+def measured(split, options=OPTIONS):
+    return measure_split(split, frame_of(split, options), options)
+
+
+def values(part):
+    """Every number of a comparison, by name."""
+    found = {k: v["value"] for k, v in part.items() if isinstance(v, dict) and "value" in v}
+    return found | {f"o{o['size']}": o["value"] for o in part["overlaps"]}
+
+
+def mapped_split(paired=True):
+    text, image = rows(1), rows(2)
+    moved = unit_rows(text + image.mean(0) - text.mean(0))
+    shift = image.mean(0) - text.mean(0)
+    return Split(text, image, paired, mapped=moved, fit_noise=0.01, shift=shift)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return measured(mapped_split())
+
+
+def test_equal_clouds_have_nothing_between_them():
+    same = rows(1)
+    before = measured(Split(same, same[::-1].copy(), False))["before"]
+    plain = values(before)
+    for zero in ("gap", "pmb", "cob", "g_sigma", "js_bits"):
+        assert plain[zero] == pytest.approx(0, abs=1e-9)
+    for one in ("c_lambda", "c_lambda_half", "o1", "o8"):
+        assert plain[one] == pytest.approx(1)
+    assert np.abs(before["angles"]).max() < 1e-4
+    pairs = measured(Split(same, same.copy(), True))["before"]
+    assert pairs["paired"] is None and pairs["gap"]["null"] < 1e-9
+
+
+def test_the_parts_of_the_gap_add_up(found):
+    for stage in ("before", "after"):
+        part, pairs = found[stage], found[stage]["paired"]
+        square = part["gap"]["value"] ** 2
+        assert part["pmb"]["value"] ** 2 + part["cob"]["value"] ** 2 == pytest.approx(square)
+        assert part["pmb_share"]["value"] + part["cob_share"]["value"] == pytest.approx(1)
+        centre = pairs["center_discrepancy"]["value"]
+        assert pairs["residual_u"]["value"] + pairs["residual_v"]["value"] == pytest.approx(centre)
+        assert square + centre == pytest.approx(2 - 2 * pairs["cosine"]["value"])
+        assert pairs["r_energy"]["value"] + pairs["rho"]["value"] == pytest.approx(1)
+
+
+def test_the_floors_of_the_parts_add_up_and_hold_the_noise_of_the_fit(found):
+    for stage, noise in (("before", 0.0), ("after", 0.01)):
+        floors = {name: found[stage][name]["null"] ** 2 for name in ("gap", "pmb", "cob")}
+        assert floors["pmb"] + floors["cob"] == pytest.approx(floors["gap"])
+        residual = found[stage]["paired"]["center_discrepancy"]["value"]
+        assert floors["gap"] == pytest.approx(residual / 90 + noise)
+
+
+def test_without_pairs_the_floor_is_that_of_two_samples():
+    split = Split(rows(1), rows(2, 60), False)
+    found = measured(split)
+    assert found["before"]["paired"] is None
+    traces = [found["clouds"][name]["trace"]["value"] for name in ("text", "image")]
+    expected = traces[0] / 90 + traces[1] / 60
+    assert found["before"]["gap"]["null"] ** 2 == pytest.approx(expected)
+
+
+def test_a_common_rotation_changes_no_number(found):
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((DIM, DIM)))[0]
+    split = mapped_split()
+    turned = Split(
+        split.text @ turn,
+        split.image @ turn,
+        True,
+        mapped=split.mapped @ turn,
+        fit_noise=0.01,
+        shift=split.shift @ turn,
+    )
+    other = measured(turned)
+    for stage in ("before", "after"):
+        assert values(other[stage]) == pytest.approx(values(found[stage]), abs=1e-7)
+    for kept in ("phi", "psi", "omega"):
+        assert other["preservation"][kept] == pytest.approx(found["preservation"][kept], abs=1e-7)
+
+
+def test_the_identity_keeps_everything():
+    text, image = rows(1), rows(2)
+    split = Split(text, image, True, mapped=text.copy(), shift=image.mean(0) - text.mean(0))
+    found = measured(split)
+    kept = found["preservation"]
+    assert [kept[k]["value"] for k in ("phi", "psi", "omega_10", "omega")] == pytest.approx([1] * 4)
+    assert values(found["after"]) == pytest.approx(values(found["before"]))
+
+
+def test_phi_does_not_exceed_its_bound_and_meets_it_for_a_shift_and_projection(found):
+    phi = found["preservation"]["phi"]
+    assert phi["value"] == pytest.approx(phi["null"], abs=1e-9)
+
+
+def test_every_estimate_lies_in_its_interval_and_json_can_hold_it(found):
+    def walk(node):
+        if isinstance(node, dict):
+            if node.get("low") is not None:
+                assert node["low"] <= node["value"] <= node["high"], node
+            list(map(walk, node.values()))
+
+    walk(found)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_fewer_rows_than_dimensions_leave_the_condition_open():
+    text, image = (unit_rows(cloud(s, 22, 40)) for s in (1, 2))
+    found = measured(Split(text, image, False))
+    assert found["clouds"]["text"]["condition"]["value"] is None
+    assert found["clouds"]["text"]["kappa"]["value"] > 1e4
+    json.dumps(found, allow_nan=False)
+
+
+def test_images_that_a_map_moves_are_a_cloud_of_their_own():
+    text, image = rows(1), rows(2)
+    moved = [unit_rows(r - r.mean(0)) for r in (text, image)]
+    split = Split(text, image, True, mapped=moved[0], moved=moved[1], shift=-text.mean(0))
+    found = measured(split)
+    assert set(found["clouds"]) == {"image", "text", "mapped", "moved"}
+    expected = np.linalg.norm(moved[0].mean(0) - moved[1].mean(0))
+    assert found["after"]["gap"]["value"] == pytest.approx(expected)
+
+
+def test_the_same_rows_give_the_same_numbers_and_another_seed_other_intervals(found):
+    assert measured(mapped_split()) == found
+    other = measured(mapped_split(), MeasureOptions(neighbours=5, rank=4, bootstrap=20, seed=1))
+    assert other["before"]["gap"]["value"] == found["before"]["gap"]["value"]
+    assert other["before"]["gap"]["low"] != found["before"]["gap"]["low"]
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(ValueError, match="19 text and 90 image rows are too few"):
+        measured(Split(rows(1, 19), rows(2), False))
