@@ -138,8 +138,9 @@ def _geometry_blocks(report: Json, figures: Mapping[str, bytes]) -> list[Block]:
         Block(
             "Who the neighbours are",
             f"The {first['before']['neighbours']} nearest neighbours of every row in one pool of "
-            "texts and images, found exactly. Equal centroids do not make neighbours. The fewer rows, "
-            "the farther that many neighbours reach: compare mixing only at equal numbers of rows.",
+            "texts and images, found exactly. Equal centroids do not make neighbours. The fewer "
+            "rows, the farther that many neighbours reach: compare mixing only at equal numbers "
+            "of rows.",
             _picture(figures, "mixing", "mixing of neighbourhoods"),
             *_comparison(report, MIXING),
         ),

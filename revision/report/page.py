@@ -1,7 +1,7 @@
 """The report of a run: what its steps left on disk becomes the sections of one page.
 
-Reads `report.json` and `figures/gap.png` of alignments, `metrics.csv` of training runs, `predictions.jsonl`
-of evaluations, and result rows; computes nothing itself.
+Reads `report.json` and `figures/gap.png` of alignments, `metrics.csv` of training runs,
+`predictions.jsonl` of evaluations, and result rows; computes nothing itself.
 """
 
 import json
@@ -36,7 +36,10 @@ def gap_section(alignments: Mapping[str, Path]) -> Section:
     """One picture per alignment directory (as `align.py` writes it), and the numbers beside it."""
     reports = {name: _read_gap(directory) for name, directory in alignments.items()}
     figures = [
-        Picture((directory / "figures" / "gap.png").read_bytes(), f"modality gap before and after, {name}")
+        Picture(
+            (directory / "figures" / "gap.png").read_bytes(),
+            f"modality gap before and after, {name}",
+        )
         for name, directory in alignments.items()
     ]
     header = ["Alignment", "Gap before", "Gap after", "Sampling floor", "After / floor"]
