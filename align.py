@@ -25,9 +25,7 @@ from revision.alignment.fit import (
     fit_alignment,
     read_sets,
 )
-from revision.alignment.report import MAP_NAME, summary, write_report
 from revision.config import build, entry
-from revision.geometry.options import MeasureOptions
 
 
 def run(cfg: DictConfig) -> Path:
@@ -47,7 +45,7 @@ def run(cfg: DictConfig) -> Path:
     with parallel.joined():
         if cfg.verify_moments:
             check_moments(fitting)
-        map_dir = output_dir / MAP_NAME
+        map_dir = output_dir / "alignment"
         alignment = fit_alignment(_unfitted(cfg), fitting, map_dir, options, mapped=mapped)
         apply_alignment(
             alignment.to(device),
@@ -58,6 +56,10 @@ def run(cfg: DictConfig) -> Path:
         is_first = parallel.rank() == 0
     alignment.cpu()
     if is_first and cfg.report is not None:
+        # 2 s and 160 MB of plotting and search libraries that `report=null` does without
+        from revision.alignment.report import summary, write_report
+        from revision.geometry.options import MeasureOptions
+
         measured = MeasureOptions(**cfg.report)
         report = write_report(alignment, fitting, unseen, output_dir, measured)
         print(f"{output_dir}: {summary(report)}")
