@@ -40,20 +40,23 @@ class Finding:
 
 def row_findings(name: str, quality: Json) -> Iterator[Finding]:
     """The findings about one feature set; `name` is how the sentences call it."""
-    found = [
-        *_directions(name, quality["scan"]),
-        *_norms(name, quality),
-        *_copies(name, quality["scan"], quality["sample"]),
-        *_dimensions(name, quality["sample"]),
-        *_outliers(name, quality["sample"]),
-        *(_texts(name, quality["texts"]) if quality["texts"] else ()),
-    ]
-    yield from found
-    if not any(finding.severity in ("warning", "error") for finding in found):
+    yield from _directions(name, quality["scan"])
+    yield from _norms(name, quality)
+    yield from _copies(name, quality["scan"], quality["sample"])
+    yield from _dimensions(name, quality["sample"])
+    yield from _outliers(name, quality["sample"])
+    if quality["texts"]:
+        yield from _texts(name, quality["texts"])
+
+
+def clean_rows(clean: Mapping[str, Json]) -> Iterator[Finding]:
+    """One sentence for all sets, by name, about which there was nothing to say."""
+    if clean:
+        counts = [_rows(quality["scan"]["num_rows"], name) for name, quality in clean.items()]
         yield Finding(
             "ok",
             "rows",
-            f"{_rows(quality['scan']['num_rows'], name)} were read: nothing is wrong with them.",
+            f"{', '.join(counts)}: nothing was found wrong with them.",
             "Looked for: rows without a direction, norms, copies, dead or dominant dimensions, "
             "outliers, and cut or mixed texts.",
         )

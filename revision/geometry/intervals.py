@@ -13,7 +13,7 @@ Letters: t statistic, g groups.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, isfinite, sqrt
+from math import exp, inf, isfinite, sqrt
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +24,7 @@ from revision.geometry.bootstrap import Interval
 
 GROUPS = 10
 NORMAL_QUANTILE = 1.96
+MOST, TOO_MUCH = 50.0, 1e6  # an interval over more than this factor says nothing: none is given
 
 Json = dict[str, Any]
 
@@ -56,11 +57,14 @@ def jackknife_covariances(
     clouds: Sequence[Float64[np.ndarray, "_ dim"]],
     statistics: Callable[..., Mapping[str, float]],
     nulls: Mapping[str, float] = MappingProxyType({}),
+    *,
+    logarithmic: Sequence[str] = (),
 ) -> dict[str, Json]:
     """Numbers that depend on the clouds' population covariances alone, and their intervals.
 
     Group j of every cloud is left out at once: the errors of independent clouds add up, and rows
-    of pairs go together. A statistic that is not finite has no interval.
+    of pairs go together. A statistic that is not finite has no interval; positive ones named in
+    `logarithmic`, which spread over orders of magnitude, have one in proportion.
     """
     sums = [_group_sums(rows) for rows in clouds]
     totals = [(parts.sum(0), sum(counts)) for parts, counts in sums]
@@ -77,10 +81,19 @@ def jackknife_covariances(
     found = {}
     for name, value in values.items():
         drawn = np.array([each[name] for each in left_out])
-        spread = float(drawn.var()) if np.isfinite(drawn).all() else inf
-        error = NORMAL_QUANTILE * sqrt((GROUPS - 1) * spread)
-        found[name] = number(value, value - error, value + error, nulls.get(name))
+        if name in logarithmic:
+            factor = exp(min(_error(np.log(drawn)), MOST))
+            low, high = (value / factor, value * factor) if factor < TOO_MUCH else (-inf, inf)
+        else:
+            low, high = value - _error(drawn), value + _error(drawn)
+        found[name] = number(value, low, high, nulls.get(name))
     return found
+
+
+def _error(left_out: np.ndarray) -> float:
+    """Half the width of the interval; infinite where a statistic is."""
+    spread = float(left_out.var()) if np.isfinite(left_out).all() else inf
+    return NORMAL_QUANTILE * sqrt((GROUPS - 1) * spread)
 
 
 def _group_sums(rows: np.ndarray) -> tuple[np.ndarray, list[int]]:

@@ -121,7 +121,12 @@ def _cloud(rows: Rows, options: MeasureOptions) -> Json:
     step = len(grid) // DRAWN_POINTS
     length = bootstrap_means(lambda mean: float(mean @ mean), [(rows,)], **options.resampling)
     return {
-        **jackknife_covariances([rows], statistics, {"kappa": described.kappa_null}),
+        **jackknife_covariances(
+            [rows],
+            statistics,
+            {"kappa": described.kappa_null},
+            logarithmic=("condition", "kappa"),
+        ),
         "mean_norm": length_number(length, null=sqrt(described.trace / count)),
         "fitted_ranks": min(
             spectrum.FIT_LAST_RANK, len(values) // 2, spectrum.usable_ranks(values)

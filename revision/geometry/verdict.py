@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from revision.geometry.findings import SEVERITIES, Finding, Json, row_findings
+from revision.geometry.findings import SEVERITIES, Finding, Json, clean_rows, row_findings
 
 NAMES = {
     "source": "text",
@@ -39,8 +39,12 @@ def verdict(report: Json) -> list[dict[str, Any]]:
         *_domain(report),
         *_sample_size(report),
     ]
-    for side, quality in report["quality"].items():
-        found += row_findings(NAMES[side], quality)
+    by_set = {
+        NAMES[side]: (quality, list(row_findings(NAMES[side], quality)))
+        for side, quality in report["quality"].items()
+    }
+    found += [finding for _, findings in by_set.values() for finding in findings]
+    found += clean_rows({name: quality for name, (quality, said) in by_set.items() if not said})
     return [asdict(f) for f in sorted(found, key=lambda f: SEVERITIES.index(f.severity))]
 
 

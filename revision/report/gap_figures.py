@@ -4,7 +4,7 @@ One colour per cloud in all of them; hollow or pale is before the map, full is a
 is what chance gives: the sampling floor, random subspaces, an isotropic residual.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def _stages(clouds: Mapping[str, Rows]) -> dict[str, dict[str, Rows]]:
 def _draw_gaps(panel: Axes, report: Json) -> None:
     """A bar for each gap with its interval, and the floor across it."""
     rows = list(_comparisons(report))
-    lowest = min(max(c["gap"]["value"], SMALLEST_BAR) for *_, c in rows) / 2
+    shown = [max(c["gap"][key], SMALLEST_BAR) for *_, c in rows for key in ("value", "null")]
     for place, (_, stage, comparison) in enumerate(rows):
         gap = comparison["gap"]
         panel.barh(place, max(gap["value"], SMALLEST_BAR), height=0.6, color=STAGES[stage])
@@ -91,10 +91,10 @@ def _draw_gaps(panel: Axes, report: Json) -> None:
         )
         panel.text(1.01, place, f"{gap['value']:.2g}", transform=panel.get_yaxis_transform(),
                    va="center", fontsize=8.5, color=INK)  # fmt: skip
-    panel.set_yticks(range(len(rows)), [f"{SPLITS[split]}, {stage}" for split, stage, _ in rows])
+    panel.set_yticks(range(len(rows)), _names(rows))
     panel.set_ylim(len(rows) + 0.1, -0.6)
     panel.set_xscale("log")
-    panel.set_xlim(left=lowest)
+    panel.set_xlim(min(shown) / 2, max(shown) * 1.5)
     panel.plot([], [], color=INK, lw=1.6, ls=(0, (2, 1)), label="sampling floor")
     _finish(panel, "", "distance of the centroids", legend="lower right")
     panel.grid(axis="y", visible=False)
@@ -197,9 +197,7 @@ def _mixing(report: Json) -> bytes:
         panel.set_xlim(0, 1.08)
         _finish(panel, title, "")
         panel.grid(axis="y", visible=False)
-    panels[0].set_yticks(
-        range(len(rows)), [f"{SPLITS[split]}, {stage}" for split, stage, _ in rows]
-    )
+    panels[0].set_yticks(range(len(rows)), _names(rows))
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     return png(figure)
 
@@ -210,6 +208,12 @@ def _comparisons(report: Json) -> Iterator[tuple[str, str, Json]]:
         for stage in STAGES:
             if report[split] and report[split][stage]:
                 yield split, stage, report[split][stage]
+
+
+def _names(rows: Sequence[tuple[str, str, Json]]) -> list[str]:
+    """How the bars are called; without a map there is no before and after."""
+    mapped = any(stage == "after" for _, stage, _ in rows)
+    return [SPLITS[split] + (f", {stage}" if mapped else "") for split, stage, _ in rows]
 
 
 def _trusted(report: Json) -> Json:

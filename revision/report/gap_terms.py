@@ -80,7 +80,7 @@ CLOUD = (
     Term(
         "condition",
         "Condition number λ₁ / λ_d",
-        "How much whitening would stretch the weakest direction. None where the covariance is "
+        "How much whitening would stretch the weakest direction. A dash where the covariance is "
         "singular: more dimensions than rows, or dead ones.",
     ),
     Term(

@@ -56,7 +56,7 @@ def scatter(axes: Axes, plane: Plane, clouds: Mapping[str, Rows]) -> None:
     for name, rows in clouds.items():
         points = rows @ plane
         colour, label = CLOUD_COLOURS[name], CLOUD_NAMES[name]
-        dots: dict[str, Any] = {"s": 5, "alpha": 0.35, "linewidths": 0, "label": label}
+        dots: dict[str, Any] = {"s": 5, "alpha": 0.45, "linewidths": 0, "label": label}
         axes.scatter(*points.T, color=colour, **dots)
         axes.plot(*points.mean(0), "P", color=colour, markeredgecolor="white", markersize=11)
 

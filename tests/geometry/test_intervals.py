@@ -71,6 +71,18 @@ def test_errors_of_two_clouds_add_up():
     assert joint["high"] - joint["low"] == pytest.approx(alone, rel=0.5)
 
 
+def test_an_interval_in_proportion_stays_positive():
+    def wild(covariance):
+        return {"x": float(np.exp(40 * np.trace(covariance)))}
+
+    plain = jackknife_covariances([rows(1)], wild)["x"]
+    found = jackknife_covariances([rows(1)], wild, logarithmic=["x"])["x"]
+    assert plain["low"] < 0 < found["low"] < found["value"] < found["high"]
+    trace_error = jackknife_covariances([rows(1)], trace)["trace"]
+    expected = np.exp(40 * (trace_error["high"] - trace_error["value"]))
+    assert found["high"] / found["value"] == pytest.approx(expected)
+
+
 def test_a_statistic_that_is_infinite_somewhere_has_no_interval():
     found = jackknife_covariances([rows(1)], lambda c: {"x": float("inf")})["x"]
     assert found == {"value": None, "low": None, "high": None, "null": None}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from revision.alignment.moments import unit_rows
+from revision.geometry import findings
 from revision.geometry.findings import SEVERITIES, row_findings
 from revision.geometry.measure import Split, frame_of, measure_split
 from revision.geometry.options import MeasureOptions
@@ -120,9 +121,9 @@ def rows_topics(found):
     return {(f.severity, f.topic) for f in row_findings("text", found)}
 
 
-def test_each_fault_of_rows_is_found_and_a_clean_set_is_called_so():
+def test_each_fault_of_rows_is_found():
     plain = clean_rows()
-    assert rows_topics(quality(plain)) == {("ok", "rows")}
+    assert rows_topics(quality(plain)) == set()
 
     broken = plain.copy()
     broken[0] = np.nan
@@ -155,7 +156,7 @@ def test_a_few_rows_far_from_the_others_are_outliers():
 
 def test_faults_of_texts_are_found():
     plain = [("word " * (3 + i % 9)).strip() + str(i) for i in range(200)]
-    assert rows_topics(quality(clean_rows(), plain)) == {("ok", "rows")}
+    assert rows_topics(quality(clean_rows(), plain)) == set()
     cut = [" ".join(f"w{j}" for j in range(min(i, 40))) for i in range(1, 201)]
     assert ("warning", "texts") in rows_topics(quality(clean_rows(), cut))
     mixed = plain[:150] + ["слово"] * 50
@@ -165,5 +166,7 @@ def test_faults_of_texts_are_found():
 
 
 def test_findings_become_json(clean):
-    (first, *_) = row_findings("text", clean["quality"]["source"])
+    (first,) = findings.clean_rows({"text": clean["quality"]["source"]})
+    assert "150 text rows" in first.sentence
+    assert not list(findings.clean_rows({}))
     assert set(asdict(first)) == {"severity", "topic", "sentence", "why"}
