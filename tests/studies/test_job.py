@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from revision.alignment.methods.none import NoAlignment
 from revision.alignment.methods.realign import ReAlign
 from revision.studies.job import domains_of, run_job, samples_of
 from revision.studies.measure import Sample
@@ -63,10 +64,13 @@ def test_a_job_is_a_reading_with_its_labels_and_what_it_read(config):
     assert run_job(config | {"trial": 1}, ReAlign(), 3).numbers["gap"] != reading.numbers["gap"]
 
 
-def test_held_out_rows_are_cut_as_pairs(config):
-    numbers = run_job(config | {"holdout_rows": 30}, ReAlign(), 0).numbers
+def test_held_out_rows_are_cut_as_pairs(config, tmp_path):
+    rows = cloud(3, 60)
+    for side, kind in (("source", "text"), ("target", "image")):
+        config[f"holdout_{side}"] = str(write_set(tmp_path / f"same_{kind}", rows, kind))
+    numbers = run_job(config | {"holdout_rows": 30}, NoAlignment(), 0).numbers
     assert numbers["test_rows"] == 30
-    assert "paired_cosine" in numbers
+    assert numbers["paired_cosine"] == pytest.approx(1.0)
 
 
 def test_texts_and_images_are_drawn_independently(config):

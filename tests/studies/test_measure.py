@@ -52,10 +52,13 @@ def test_the_held_out_gap_is_on_average_its_floor(sets):
 
 
 def test_means_alone_predict_the_gap_across_domains(sets):
-    moved = unit_rows(cloud(9, 60, mean=0.8))  # texts of another domain
-    numbers = measure(sets, ablation("anchor"), text=moved)
-    assert numbers["gap"] > 4 * numbers["floor"]
-    assert numbers["predicted_gap"] == pytest.approx(numbers["gap"], rel=0.15)
+    one, other = unit_rows(cloud(9, 60, mean=0.8)), unit_rows(cloud(10, 60, mean=0.8))
+    step = 0.4 * np.eye(24)[:1]
+    for text, image in ((one, None), (None, other), (one, other), (one, one + step)):
+        image = image if image is None else image / np.linalg.norm(image, axis=1, keepdims=True)
+        numbers = measure(sets, ablation("anchor"), text=text, image=image)
+        assert numbers["gap"] > 2 * numbers["floor"]
+        assert numbers["predicted_gap"] == pytest.approx(numbers["gap"], rel=0.2)
 
 
 def test_the_floor_knows_that_fitting_rows_of_one_record_vary_together(tmp_path):
