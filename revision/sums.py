@@ -142,13 +142,17 @@ def to_float64(
     Raises:
         ValueError: numbers of another type than floating point.
     """
-    given = torch.tensor(rows) if isinstance(rows, np.ndarray) else rows.detach()
-    given = given.to(device)
+    given = (from_numpy(rows) if isinstance(rows, np.ndarray) else rows.detach()).to(device)
     if not given.is_floating_point():
         raise ValueError(f"embedding rows must be floating point, not {given.dtype}")
     if given.itemsize < 4:
         given = given.float()  # float16 to float64 at once takes 1.6 times as long
     return given.to(torch.float64, copy=True)
+
+
+def from_numpy(rows: np.ndarray) -> Tensor:
+    """The same memory as a tensor; a copy where it is read-only, as mapped files are."""
+    return torch.from_numpy(rows) if rows.flags.writeable else torch.tensor(rows)
 
 
 def divide_by_norms_(rows: Float64[Tensor, "n *stack dim"]) -> Float64[Tensor, "n *stack"]:

@@ -247,7 +247,17 @@ def test_any_range_of_rows_is_read(feature_set):
     whole = np.concatenate(list(reader.iter_rows()))
     for start, stop in ((0, 9), (0, 3), (3, 5), (2, 6), (4, 9), (8, 9)):
         np.testing.assert_array_equal(reader.rows(start, stop), whole[start:stop])
-    assert isinstance(reader.rows(3, 5), np.memmap)
+    np.testing.assert_array_equal(reader.read_features(1, 1, 99), whole[4:5])
+    assert reader.rows(2, 6).flags.writeable
+
+
+def test_rows_of_a_shard_that_was_cut_meanwhile_are_refused(feature_set):
+    reader = ShardReader(feature_set)
+    offset = reader.features(0).offset
+    reader.rows(0, 3)
+    os.truncate(feature_set / "00000.tar", offset + 24)
+    with pytest.raises(ValueError, match=r"00000\.tar: truncated .*6 of 18 numbers"):
+        reader.rows(0, 3)
 
 
 # ---- whole or not at all

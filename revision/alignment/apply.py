@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from revision import parallel
@@ -21,6 +20,7 @@ from revision.files import claim
 from revision.progress import track
 from revision.records import Record, Rejection
 from revision.shards import Header, ShardReader, ShardWriter, read_header, shard_name, write_header
+from revision.sums import from_numpy
 
 NO_DIRECTION = "feature row is zero or not finite"
 
@@ -118,13 +118,13 @@ def _pieces(alignment: AlignmentMap, reader: ShardReader, block: int) -> Iterato
     Raises:
         ValueError: there is one; it was damaged since.
     """
-    rows, keys = reader.features(block), _keys(alignment, reader, block)
+    ref, keys = reader.blocks[block], _keys(alignment, reader, block)
     size = block_rows(alignment.source_mean.device)
-    for start in range(0, len(rows), size):
-        place = slice(start, start + size)
-        aligned, bad = _aligned(alignment, rows[place], None if keys is None else keys[place])
+    for start in range(0, ref.rows, size):
+        rows = reader.read_features(block, start, start + size)
+        own = None if keys is None else keys[start : start + size]
+        aligned, bad = _aligned(alignment, rows, own)
         if bad.any():
-            ref = reader.blocks[block]
             raise ValueError(
                 f"{reader.directory / ref.shard} block {ref.index}: row "
                 f"{start + int(np.flatnonzero(bad)[0])} is zero or not finite, but was not when "
@@ -138,8 +138,7 @@ def _aligned(
     alignment: AlignmentMap, rows: np.ndarray, keys: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Aligned rows, and which of them are bad."""
-    stored = torch.tensor(rows, device=alignment.source_mean.device)
-    aligned, bad = alignment.map_good(stored, keys)
+    aligned, bad = alignment.map_good(from_numpy(rows).to(alignment.source_mean.device), keys)
     return aligned.cpu().numpy(), bad.cpu().numpy()
 
 

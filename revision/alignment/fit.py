@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from revision import parallel
@@ -194,11 +193,7 @@ def _moments(
 
 def passing(rows: RowSource, description: str, num_workers: int = 1) -> Cells:
     """All rows of a feature set, or some, behind a progress bar that counts cells of the grid."""
-
-    def load(cell: int) -> np.ndarray:
-        return rows.rows(cell * GRID_ROWS, min((cell + 1) * GRID_ROWS, rows.num_rows))
-
-    return Cells(-(-rows.num_rows // GRID_ROWS), load, description, num_workers)
+    return Cells(rows.num_rows, rows.rows, description, num_workers, GRID_ROWS)
 
 
 def _domains(

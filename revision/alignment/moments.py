@@ -49,7 +49,7 @@ from revision.sums import (
 GRID_ROWS = 4096
 SPAN_CELLS = 8
 DEVICE_BLOCK_ROWS = GRID_ROWS  # a GPU wants more rows at a time than a cache holds
-KEPT_BYTES = 16 << 20
+KEPT_BYTES = 8 << 20
 CPU = torch.device("cpu")
 
 Batches = Iterable[np.ndarray]  # (n, dim) or (n, k, dim), where n may differ between batches
@@ -61,15 +61,24 @@ Statistic = Callable[[Float64[Tensor, "n *stack dim"]], Sums]
 
 @dataclass(frozen=True)
 class Cells:
-    """Rows that any thread or process can load by cells of the grid; also an iterable of cells."""
+    """Rows that any thread or process can load: `load(start, stop)`. Also an iterable of cells."""
 
-    count: int
-    load: Callable[[int], np.ndarray]
+    num_rows: int
+    load: Callable[[int, int], np.ndarray]
     description: str
     num_workers: int = 1
+    size: int = GRID_ROWS
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return map(self.load, track(range(self.count), self.description))
+        for cell in track(range(len(self)), self.description):
+            yield self.load(*self.bounds(cell))
+
+    def bounds(self, cell: int) -> tuple[int, int]:
+        """The first row of a cell, and the one after its last."""
+        return cell * self.size, min((cell + 1) * self.size, self.num_rows)
 
 
 @dataclass(frozen=True)
@@ -263,7 +272,8 @@ def accumulate(
     if isinstance(batches, Cells):
         total = _shared(batches, statistic, device)
     else:
-        total = _total(_spans(_sum_cell(cell, statistic, device) for cell in grid(batches)))
+        parts = (_sum_cell(_from(cell), 0, len(cell), statistic, device) for cell in grid(batches))
+        total = _total(_spans(parts))
     count = total.num_rows - len(total.rejected)
     if count == 0:
         raise ValueError(
@@ -275,15 +285,17 @@ def accumulate(
 
 def _shared(cells: Cells, statistic: Statistic, device: torch.device) -> _Part:
     """The total over cells of which every process sums its own spans."""
-    num_spans = -(-cells.count // SPAN_CELLS)
+    num_spans = -(-len(cells) // SPAN_CELLS)
     own = [
         cell
         for span in range(parallel.rank(), num_spans, parallel.world_size())
-        for cell in range(span * SPAN_CELLS, min((span + 1) * SPAN_CELLS, cells.count))
+        for cell in range(span * SPAN_CELLS, min((span + 1) * SPAN_CELLS, len(cells)))
     ]
     shown = track(own, cells.description) if parallel.rank() == 0 else own
     parts = parallel.in_order(
-        lambda cell: _sum_cell(cells.load(cell), statistic, device), shown, cells.num_workers
+        lambda cell: _sum_cell(cells.load, *cells.bounds(cell), statistic, device),
+        shown,
+        cells.num_workers,
     )
     return parallel.from_first(_total(parallel.collected(_spans(parts), num_spans)))
 
@@ -343,14 +355,24 @@ def unit_rows(rows: Float[np.ndarray, "n dim"]) -> Float64[np.ndarray, "n dim"]:
     return unit.numpy()
 
 
-def _sum_cell(cell: np.ndarray, statistic: Statistic, device: torch.device) -> _Part:
+def _sum_cell(
+    load: Callable[[int, int], np.ndarray],
+    first: int,
+    last: int,
+    statistic: Statistic,
+    device: torch.device,
+) -> _Part:
     part, size = _Part(), block_rows(device)
-    for start in range(0, len(cell), size):
-        rows = to_float64(cell[start : start + size], device)
+    for start in range(first, last, size):
+        rows = to_float64(load(start, min(start + size, last)), device)
         bad = normalize_(rows).reshape(len(rows), -1).any(1)
         sums = statistic(rows[~bad] if bad.any() else rows)
         part += _Part(tuple(map(_on_cpu, sums)), len(rows), tuple(bad.nonzero()[:, 0].tolist()))
     return part
+
+
+def _from(cell: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    return lambda start, stop: cell[start:stop]
 
 
 def _on_cpu(total: Any) -> Any:

@@ -89,6 +89,7 @@ class ShardReader:
         ]
         self._ends = np.cumsum([block.rows for block in self.blocks], dtype=np.int64)
         self._index: dict[str, dict[str, tuple[int, int]]] = {}
+        self._places: dict[int, tuple[int, np.dtype]] = {}
 
     def _locate(self, block: int, member: str) -> tuple[Path, int, int]:
         ref = self.blocks[block]
@@ -103,16 +104,30 @@ class ShardReader:
         return _map_npy(path, offset, (self.blocks[block].rows, self.dim))
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows `start` to `stop` of the set: mapped if they lie in one block, or else a copy."""
+        """Rows `start` to `stop` of the set, read into memory: a mapped file would stay in it."""
         pieces = []
         block = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
             first = int(self._ends[block]) - self.blocks[block].rows
-            piece = self.features(block)[start - first : stop - first]
-            pieces.append(piece)
-            start += len(piece)
+            pieces.append(self.read_features(block, start - first, stop - first))
+            start += len(pieces[-1])
             block += 1
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def read_features(self, block: int, start: int, stop: int) -> Rows:
+        """Rows `start` to `stop` of a block (or to its end), read into memory."""
+        if block not in self._places:
+            mapped = self.features(block)
+            self._places[block] = getattr(mapped, "offset", 0), mapped.dtype
+        ref, (offset, dtype) = self.blocks[block], self._places[block]
+        count = min(stop, ref.rows) - start
+        skipped = start * self.dim * dtype.itemsize
+        path = self.directory / ref.shard
+        numbers = np.fromfile(path, dtype, count * self.dim, offset=offset + skipped)
+        if len(numbers) != count * self.dim:
+            found = f"{len(numbers)} of {count * self.dim} numbers at {offset + skipped}"
+            raise ValueError(truncated(path, found))
+        return numbers.reshape(count, self.dim)
 
     def sums(self) -> MomentSums | None:
         """Exact sums over all rows, as they were stored; None for sets that store none."""
