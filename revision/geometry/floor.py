@@ -10,8 +10,7 @@ and no map can make it smaller, so centroid gaps do not rank maps that have a ce
 tr S_r = 1.264 the floor is 0.0112 for 10 000 pairs and 0.0036 for 100 000: gaps of 2e-4 reported at
 100 000 rows can only be in-sample.
 
-Source: elementary; the variance of a mean. `revision.alignment.geometry` measures held-out gaps of
-a fitted map by the same formula while streaming.
+Source: elementary; the variance of a mean.
 
 Letters: x image, y text, z aligned text; T trace of a covariance, S_r covariance of x - y, s scale.
 """

@@ -74,7 +74,8 @@ def _energy_share(gaps: Rows, *, draws: int, seed: int) -> Json:
     def share(mean: Any, energy: Any) -> float:
         return 1 - float(mean @ mean) / float(energy[0])
 
-    return interval_number(bootstrap_means(share, [(gaps, energies)], draws=draws, seed=seed))
+    drawn = bootstrap_means(share, [(gaps, energies)], draws=draws, seed=seed)
+    return interval_number(drawn, bounds=(0.0, 1.0))
 
 
 def _shape(subspace: str, shape: SubspaceShape) -> Json:
