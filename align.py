@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> Path:
     options = FitOptions(
         rows=cfg.fit_rows,
         seed=cfg.fit_seed,
-        where=dict(cfg.fit_where),
+        where=dict(cfg.fit_where or {}),
         covariance_rows=cfg.covariance_rows,
         num_workers=cfg.num_workers,
         device=device,

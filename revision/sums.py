@@ -125,13 +125,10 @@ def unit_sums(rows: Float64[Tensor, "n dim"]) -> MomentSums:
 
 
 def exact_sums(rows: Float64[Tensor, "n dim"]) -> MomentSums:
-    """Sums over rows whose elements lie in [-2, 2]; rows are rounded in place."""
-    squares = 0
-    for block in rows.split(BLOCK_ROWS):
-        norms = torch.linalg.vector_norm(block, dim=1)
-        squares += int(_rounded(norms.square_()).sum() / RESOLUTION)
+    """Sums over rows of norm below 11 with elements in [-2, 2]; rows are rounded in place."""
+    squares = _rounded(torch.linalg.vector_norm(rows, dim=1).square_()) / RESOLUTION
     sums = unit_sums(rows)
-    return MomentSums(sums.count, sums.limbs, squares)
+    return MomentSums(sums.count, sums.limbs, int(squares.long().sum()))
 
 
 def to_float64(

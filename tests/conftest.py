@@ -8,6 +8,7 @@ SHAPED = (
     "encoders",
     "models",
     "shards",
+    "sums",
     "data.plan",
     "data.sources",
     "evaluation.heldout",

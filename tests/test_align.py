@@ -12,8 +12,9 @@ import torch
 import align
 from revision.alignment import Cloud, ReAlign, load_alignment, moments_of
 from revision.config import compose
-from revision.shards import ShardReader
-from tests.feature_sets import cloud, damage, read_rows, write_set
+from revision.records import Record
+from revision.shards import ShardReader, ShardWriter, write_header
+from tests.feature_sets import ENCODER, cloud, damage, read_rows, write_set
 
 ROOT = Path(__file__).parents[1]
 
@@ -190,6 +191,73 @@ def test_features_of_another_encoder_are_refused(tmp_path, sets):
     narrow = write_set(tmp_path / "n", cloud(2, 50, dim=9), "image")
     with pytest.raises(ValueError, match="width 24 and 9"):
         run((sets[0], narrow), tmp_path / "out")
+
+
+def domains(directory, kind, rows):
+    """Even rows are of domain a, odd ones of domain b."""
+    with ShardWriter(directory, 0, rows.shape[1], "float32") as writer:
+        names = ["ab"[i % 2] for i in range(len(rows))]
+        records = [Record(id=str(i), metadata={"domain": n}) for i, n in enumerate(names)]
+        writer.add_block(rows, records)
+    write_header(directory, kind=kind, encoder=ENCODER, source={}, num_shards=1)
+    return directory
+
+
+def test_a_map_of_one_domain_is_applied_to_all_and_says_so(tmp_path):
+    text, image = cloud(1, 230), cloud(2, 170, mean=0.35)
+    text[1::2] = cloud(8, 115)
+    sets = domains(tmp_path / "t", "text", text), domains(tmp_path / "i", "image", image)
+    with pytest.warns(UserWarning, match="115 text rows of the fit and the 230 text rows in use"):
+        out = run(sets, tmp_path / "out", "fit_where={domain: b}", "report=null")
+    expected = ReAlign()
+    expected.fit(Cloud.of(text[1::2]), Cloud.of(image[1::2]))
+    assert torch.equal(load_alignment(out / "alignment").centroid, expected.centroid)
+    assert len(read_rows(out / "shards")) == 230
+
+
+def test_statistics_may_come_from_other_sets(tmp_path, sets):
+    others = write_set(tmp_path / "o", cloud(1, 400)[230:], "text")
+    options = f"fit_source={others}", "fit_rows=100", "fit_seed=3", "report=null"
+    out = run(sets, tmp_path / "out", *options, alignment="mean_shift")
+    card = json.loads((out / "alignment" / "alignment.json").read_text())
+    assert card["statistics"]["source_count"] == card["statistics"]["target_count"] == 100
+    assert card["provenance"]["fit"] == {"rows": 100, "seed": 3}
+    assert set(card["provenance"]["domain"]) == {"source", "target"}
+    rows = torch.tensor(read_rows(sets[0]))
+    assert np.array_equal(read_rows(out / "shards"), load_alignment(out / "alignment")(rows))
+
+
+def test_threads_do_not_change_a_byte(tmp_path, sets):
+    outs = [run(sets, tmp_path / n, f"num_workers={n}", "report=null") for n in "123"]
+    assert contents(outs[0]) == contents(outs[1]) == contents(outs[2])
+
+
+def test_stored_moments_are_verified_when_asked_to(tmp_path, sets):
+    run(sets, tmp_path / "out", "verify_moments=true", "report=null")
+    header = (sets[1] / "header.json").read_text()
+    damage(sets[1], 100, 1.0)
+    (sets[1] / "header.json").write_text(header)
+    with pytest.raises(ValueError, match=r"1 shards whose moments are not those .*00001.tar"):
+        run(sets, tmp_path / "other", "verify_moments=true", "report=null")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path, sets):
+    with pytest.raises(ValueError, match="torch sees no GPU; use device=cpu or auto"):
+        run(sets, tmp_path / "out", "device=cuda", "report=null")
+    with pytest.raises(ValueError, match="device is auto, cpu or cuda, not 'tpu'"):
+        run(sets, tmp_path / "out", "device=tpu", "report=null")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("alignment", ["realign", "wct"])
+def test_a_gpu_gives_the_same_rows(tmp_path, sets, alignment):
+    cpu, gpu = (
+        run(sets, tmp_path / device, f"device={device}", "report=null", alignment=alignment)
+        for device in ("cpu", "cuda")
+    )
+    difference = read_rows(cpu / "shards") - read_rows(gpu / "shards")
+    assert np.abs(difference).max() <= 1e-7
 
 
 @pytest.mark.slow

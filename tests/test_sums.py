@@ -81,3 +81,29 @@ def test_float64_rows_are_always_a_copy(rows, dtype):
     copy = to_float64(given)
     assert copy.equal(given.double())
     assert copy.data_ptr() != given.data_ptr()
+
+
+@pytest.mark.parametrize("cuts", [[1], [100], [7, 8, 150]])
+def test_moved_rows_merge_exactly_in_any_order(rows, cuts):
+    moved = torch.tensor(unit_rows(rows)) + 0.5
+    parts = [exact_sums(part) for part in moved.clone().tensor_split(cuts)]
+    assert sum(parts[::-1], MomentSums.zero(24)) == exact_sums(moved)
+
+
+def test_sums_hold_more_rows_than_64_bits_would():
+    many = exact_sums(torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64))
+    for _ in range(36):
+        many = many + many
+    assert many.count == 2**36
+    assert np.array_equal(many.mean, [1, -1, 0])
+    assert many.mean_square == 2
+
+
+def test_sums_refuse_another_width():
+    with pytest.raises(ValueError, match="width 3 and 4"):
+        MomentSums.zero(3) + MomentSums.zero(4)
+
+
+def test_the_rounding_is_far_below_float32(rows):
+    unit = unit_rows(rows)
+    assert np.abs(scan(rows).sums.mean - unit.mean(0)).max() < 2.0**-44

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from revision.alignment.moments import (
+    CANCELLED,
     CPU,
     Batches,
     Moments,
@@ -338,4 +339,5 @@ def _check_same_rows(placed: Moments, fitted: Moments) -> None:
 def _trace_about(point: Tensor, moments: Moments) -> Tensor:
     """E|x - point|^2, which is the trace where `point` is the mean."""
     mean = torch.tensor(moments.mean)
-    return (moments.mean_square - 2 * point @ mean + point @ point).clamp(min=0.0)
+    trace = moments.mean_square - 2 * point @ mean + point @ point
+    return torch.where(trace > CANCELLED, trace, 0.0)

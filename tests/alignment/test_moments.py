@@ -9,9 +9,7 @@ from revision.alignment.moments import (
     grid,
     moments_of,
     moments_of_transformed,
-    unit_rows,
 )
-from revision.sums import MomentSums, exact_sums
 from tests.feature_sets import cloud
 
 
@@ -51,40 +49,6 @@ def test_order_of_rows_does_not_change_a_bit(text):
     assert shuffled.trace == moments_of([text]).trace
 
 
-@pytest.mark.parametrize("cuts", [[1], [100], [7, 8, 150]])
-def test_sums_of_parts_merge_exactly_in_any_order(text, cuts):
-    whole = exact_sums(torch.tensor(unit_rows(text)))
-    parts = [exact_sums(torch.tensor(p)) for p in np.split(unit_rows(text), cuts)]
-    backwards = parts.pop()
-    while parts:
-        backwards = backwards + parts.pop()
-    assert np.array_equal(backwards.limbs, whole.limbs)
-    assert (backwards.count, backwards.square_sum) == (whole.count, whole.square_sum)
-    assert np.array_equal(whole.mean, moments_of([text]).mean)
-
-
-def test_sums_hold_more_rows_than_64_bits_would():
-    one = exact_sums(torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64))
-    many = one
-    for _ in range(36):
-        many = many + many
-    assert many.count == 2**36
-    assert np.array_equal(many.mean, [1, -1, 0])
-    assert many.mean_square == 2
-
-
-def test_sums_refuse_another_width():
-    with pytest.raises(ValueError, match="width 3 and 4"):
-        exact_sums(torch.ones(2, 3).double()) + exact_sums(torch.ones(2, 4).double())
-
-
-def test_the_rounding_is_far_below_float32(text):
-    rows = unit(text)
-    sums = exact_sums(torch.tensor(rows))
-    assert isinstance(sums, MomentSums)
-    assert np.abs(sums.mean - rows.mean(0)).max() < 2.0**-44
-
-
 @pytest.mark.parametrize("cuts", [[1], [17, 200]])
 def test_covariance_equals_the_two_pass_one(text, cuts):
     moments = moments_of(np.split(text, cuts), second="covariance")
@@ -107,6 +71,13 @@ def test_merge_carries_the_covariance(text):
 def test_a_covariance_that_was_not_collected_is_refused(text, second):
     with pytest.raises(ValueError, match="hold no covariance; collect"):
         _ = moments_of([text], second=second).covariance
+
+
+def test_a_trace_that_is_only_rounding_is_0():
+    rows = np.repeat(cloud(3, 1, dim=700), 3000, axis=0)
+    assert moments_of([rows]).trace == 0
+    rows[0] *= -1  # a spread of 4 (1 - 1/n) / n
+    assert moments_of([rows]).trace == pytest.approx(4 * (1 - 1 / 3000) / 3000, rel=1e-9)
 
 
 def test_positive_rescaling_of_rows_changes_nothing(text):
