@@ -28,7 +28,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from revision.alignment.aniso.fitting import Denoising, Phases, Texts, fit_refiner, fit_score
@@ -144,16 +144,19 @@ class AnisoAlign(AnisoInit):
     def refined(
         self, polar: Polar, residual: Float64[Tensor, "n dim"]
     ) -> tuple[Polar, Float64[Tensor, "n dim"]]:
-        """(rho^, theta^) and v^ of an initial state. A row's result depends on it alone."""
+        """(rho^, theta^) and v^ of an initial state.
+
+        The network runs in float64: in float32 a row's result showed its place in the batch.
+        """
         count, refiner = len(residual), self._refiner(residual.device)
         changes = refiner(
-            self.refiner,
+            self.refiner.double(),
             _full_tiles(polar.phases),
             _full_tiles(polar.radii.log()),
             _full_tiles(residual),
-            self.basis.float(),
+            self.basis,
         )
-        turn, stretch, outside = (change[:count].double() for change in changes)
+        turn, stretch, outside = (change[:count] for change in changes)
         phases = polar.phases + self.bounds.phase * turn
         radii = polar.radii * (self.bounds.radius * stretch).exp()
         return Polar(radii, phases), residual + self.bounds.residual * self._outside(outside)
@@ -204,6 +207,6 @@ def _phases(polar: Polar, device: torch.device) -> Phases:
     return Phases(*(column.to(device, torch.float32) for column in columns))
 
 
-def _full_tiles(rows: Float64[Tensor, "n columns"]) -> Float32[Tensor, "m columns"]:
+def _full_tiles(rows: Float64[Tensor, "n columns"]) -> Float64[Tensor, "m columns"]:
     """Rows of zeros complete the last tile: see `covariance.times`."""
-    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % TILE_ROWS)).float()
+    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % TILE_ROWS))
