@@ -191,12 +191,12 @@ def coupled(gaps: Float64[np.ndarray, "n dim"], frame: Frame) -> dict[str, float
     """
     measured = measure_coupling(*residual_coordinates(gaps, frame))
     spare = (len(gaps) + 1) // 2 - frame.rank - 1
-    return {
+    null = {"r2_out_null": -frame.rank / spare} if spare > 0 else {}
+    return null | {
         "coupling": measured.strength,
         "r2_in": measured.explained,
         "r2_out": measured.explained_held_out,
         "r2_null": measured.null,
-        "r2_out_null": -frame.rank / spare if spare > 0 else float("nan"),
     }
 
 
