@@ -120,7 +120,7 @@ def unit_sums(rows: Float64[Tensor, "n dim"]) -> MomentSums:
     for block in rows.split(BLOCK_ROWS):
         ones = torch.ones(len(block), dtype=torch.float64, device=rows.device)
         units = ((ones @ _rounded(block)) / RESOLUTION).cpu().numpy().astype(np.int64)
-        limbs += np.stack([units >> 32, units & (LIMB - 1)])
+        limbs += np.array([units >> 32, units & (LIMB - 1)])
     return MomentSums(len(rows), _carried(limbs), round(len(rows) / RESOLUTION))
 
 
@@ -161,7 +161,7 @@ def divide_by_norms_(rows: Float64[Tensor, "n *stack dim"]) -> Float64[Tensor, "
 
 def is_bad(norms: Float64[Tensor, "*rows"]) -> Bool[Tensor, "*rows"]:
     """True for norms that no direction can be read with."""
-    return ~((norms >= MIN_NORM) & torch.isfinite(norms))
+    return ~((norms >= MIN_NORM) & (norms < torch.inf))
 
 
 def _rounded(numbers: Tensor) -> Tensor:
@@ -170,4 +170,4 @@ def _rounded(numbers: Tensor) -> Tensor:
 
 
 def _carried(limbs: np.ndarray) -> np.ndarray:
-    return np.stack([limbs[0] + (limbs[1] >> 32), limbs[1] & (LIMB - 1)])
+    return np.array([limbs[0] + (limbs[1] >> 32), limbs[1] & (LIMB - 1)])
