@@ -81,6 +81,14 @@ def test_a_fit_on_pairs_has_the_noise_of_their_differences(part):
     assert split.fit_noise == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_noise_of_the_fit_is_that_of_all_its_rows_not_of_the_sample(part):
+    text, image = pairs(1, 400)
+    alignment = fit_in_memory(MeanShift(), part(text, image, True))
+    sampled = part(text[::4], image[::4], True)
+    whole = split_of(sampled, alignment, part(text, image, True)).fit_noise
+    assert split_of(sampled, alignment, sampled).fit_noise == pytest.approx(whole, rel=0.15)
+
+
 def test_a_method_for_pairs_refuses_strangers(tmp_path):
     from revision.alignment.methods.procrustes_oracle import ProcrustesOracle
 
