@@ -102,7 +102,10 @@ def test_a_gpu_that_is_added_later_gets_a_torch_with_cuda(
 
 def test_no_dependency_is_missing_from_pyproject():
     """What the package imports is installed with it (or is a weight package, or its own)."""
-    names = {"pil": "pillow", "hydra": "hydra-core", "efficientnet-lite-pytorch": None}
+    names = {
+        **{"pil": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn"},
+        "efficientnet-lite-pytorch": None,
+    }
     declared = {canonicalize_name(r.name) for r in requirements("dependencies")}
     for path in (ROOT / "revision").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
