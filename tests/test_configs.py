@@ -14,7 +14,7 @@ LEAVES = sorted(p for p in CONF_DIR.glob("*/*.yaml") if "_target_:" in p.read_te
 ROOTS = (
     *("embed", "align", "train", "evaluate", "generate"),
     *("convert", "verify", "pipeline", "prepare_demo"),
-    *("gap_study", "gap_table"),
+    *("gap_study", "gap_table", "measure_gap", "compare_methods"),
 )
 EXPERIMENTS = sorted((CONF_DIR / "experiment").glob("*.yaml"))
 
