@@ -34,7 +34,7 @@ from revision.geometry.measure import Split, frame_of, measure_split
 from revision.geometry.measure_cosines import evenly
 from revision.geometry.neighbours import nearest_others
 from revision.geometry.options import MeasureOptions
-from revision.geometry.quality import Scan, sample_quality, scan
+from revision.geometry.quality import Scan, sample_quality, scan, shared_rows
 from revision.geometry.texts import text_quality
 from revision.geometry.verdict import verdict
 from revision.progress import track
@@ -112,6 +112,7 @@ class Survey:
             "sets": {s: str(r.directory) for s, r in self.readers.items()},
             "quality": {side: self._quality(side) for side in self.readers},
             "domain": self._domain(),
+            "seen_before": self._seen_before(),
             **{name: measured.get(name) for name in SPLITS},
         }
         report["summary"] = self._summary(report)
@@ -179,6 +180,15 @@ class Survey:
             test = mismatch(one, two)
             found[name] = asdict(test) | {"ratio": test.ratio}
         return found
+
+    def _seen_before(self) -> Json:
+        """Share of held-out rows that are copies of fitting rows, as far as both are sampled."""
+        if not self.fitting or not self.unseen:
+            return {}
+        return {
+            "text": shared_rows(self.unseen.text.rows, self.fitting.text.rows),
+            "image": shared_rows(self.unseen.image.rows, self.fitting.image.rows),
+        }
 
     def _summary(self, report: Json) -> Json:
         """The few numbers that other programs read."""

@@ -100,7 +100,7 @@ def _copies(name: str, scan: Json, sample: Json) -> Iterator[Finding]:
             f"{scan['largest_group']} times).",
             "Intervals and floors count rows as independent: with copies both are too small. "
             f"Above {MANY_COPIES:.0%} remove them, or read the intervals as too narrow by "
-            "about half that share. A copy on both sides of a split is no held-out row.",
+            "about half that share.",
         )
     extra = sample["near_copies"] - scan["copies"]
     if extra > max(FEW_COPIES, scan["copies"]):

@@ -102,6 +102,12 @@ def row_hashes(rows: Float[np.ndarray, "n dim"]) -> list[int]:
     return [int.from_bytes(blake2b(row, digest_size=8).digest(), "little") for row in plain]
 
 
+def shared_rows(rows: Float[np.ndarray, "n dim"], others: Float[np.ndarray, "m dim"]) -> float:
+    """Share of `rows` that stand, bit for bit, among `others`."""
+    known = set(row_hashes(others))
+    return sum(key in known for key in row_hashes(rows)) / len(rows)
+
+
 def sample_quality(
     rows: Float64[np.ndarray, "n dim"],
     nearest: Float64[np.ndarray, " n"],

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from revision.geometry.findings import SEVERITIES, Finding, Json, clean_rows, row_findings
+from revision.geometry.findings import (
+    FEW_COPIES,
+    MANY_COPIES,
+    SEVERITIES,
+    Finding,
+    Json,
+    clean_rows,
+    row_findings,
+)
 
 NAMES = {
     "source": "text",
@@ -37,6 +45,7 @@ def verdict(report: Json) -> list[dict[str, Any]]:
         *_preservation(report),
         *_shape(report),
         *_domain(report),
+        *_seen_before(report),
         *_sample_size(report),
     ]
     by_set = {
@@ -184,6 +193,19 @@ def _domain(report: Json) -> Iterator[Finding]:
             f"part of the gap that the map leaves; over {DOMAIN_SHARE:.0%} of the raw gap, fit on "
             "the corpus that you map.",
         )
+
+
+def _seen_before(report: Json) -> Iterator[Finding]:
+    for name, share in report["seen_before"].items():
+        if share > FEW_COPIES:
+            yield Finding(
+                "warning" if share > MANY_COPIES else "notice",
+                "held-out rows",
+                f"{share:.1%} of the held-out {name} rows are exact copies of fitting rows.",
+                "They took part in the fit, so they are not held out and pull the held-out "
+                f"numbers towards the in-sample ones. Above {MANY_COPIES:.0%} split by content: "
+                "the same text or picture on one side only.",
+            )
 
 
 def _sample_size(report: Json) -> Iterator[Finding]:

@@ -50,6 +50,15 @@ def test_two_sets_alone_are_measured_on_halves(tmp_path, pairs):
     assert "raw" in summary(report)
 
 
+def test_copies_across_the_split_are_said(tmp_path, pairs):
+    rows = cloud(1, 130)
+    rows[1::2] = rows[::2]
+    copies = write_set(tmp_path / "copies", rows, "text")
+    report = measure((copies, pairs[1]), tmp_path / "out")
+    assert report["seen_before"] == {"text": 1.0, "image": 0.0}
+    assert any("copies of fitting rows" in f["sentence"] for f in report["verdict"])
+
+
 def test_a_method_can_be_tried_on_the_other_half(tmp_path, pairs):
     report = measure(pairs, tmp_path / "out", "alignment=realign")
     unseen = report["summary"]["held_out"]

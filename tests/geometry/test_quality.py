@@ -3,7 +3,14 @@ import pytest
 
 from revision.alignment.moments import unit_rows
 from revision.geometry import quality
-from revision.geometry.quality import dimension_quality, robust_z, row_hashes, sample_quality, scan
+from revision.geometry.quality import (
+    dimension_quality,
+    robust_z,
+    row_hashes,
+    sample_quality,
+    scan,
+    shared_rows,
+)
 from tests.feature_sets import cloud
 
 
@@ -50,6 +57,13 @@ def test_large_halves_do_not_overflow():
 def test_minus_zero_is_zero():
     rows = np.array([[0.0, 1.0], [-0.0, 1.0]], np.float32)
     assert len(set(row_hashes(rows))) == 1
+
+
+def test_rows_of_another_set_are_recognised():
+    rows, others = cloud(1, 50), cloud(2, 40)
+    others[[3, 9]] = rows[[20, 30]]
+    assert shared_rows(rows, others) == 2 / 50
+    assert shared_rows(others, rows) == 2 / 40
 
 
 def test_an_empty_set_is_refused():

@@ -54,6 +54,7 @@ def clean():
         "dim": DIM,
         "quality": {"source": quality(clean_rows()), "target": quality(clean_rows(2))},
         "domain": {},
+        "seen_before": {"text": 0.0, "image": 0.0},
         "in_sample": fitted,
         "held_out": unseen,
     }
@@ -115,6 +116,12 @@ def test_another_domain_is_a_warning_where_it_matters_and_a_notice_where_it_does
     assert "domain" in topics(clean | {"domain": {"held-out text": small}}, "notice")
     chance = test | {"z": 1.0}
     assert "domain" in topics(clean | {"domain": {"held-out text": chance}}, "ok")
+
+
+def test_held_out_rows_that_were_fitted_are_found(clean):
+    for share, severity in ((0.005, "ok"), (0.05, "notice"), (0.5, "warning")):
+        found = topics(clean | {"seen_before": {"text": share}}, severity)
+        assert ("held-out rows" in found) == (severity != "ok")
 
 
 def rows_topics(found):
