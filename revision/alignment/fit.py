@@ -106,6 +106,8 @@ def fit_alignment(
         ValueError: `directory` holds a map with other options or of other shards.
     """
     options = options or FitOptions()
+    if mapped is not None:
+        _check_one_encoder(mapped.source, sets.source)
     provenance: dict[str, Any] = {
         side: feature_set_card(reader.header) for side, reader in sets._asdict().items()
     }

@@ -193,6 +193,15 @@ def test_another_corpus_is_compared_with_the_mapped_one(tmp_path, sets, image):
     assert card["domain"]["source"]["mapped_rows"] == 230
 
 
+def test_statistics_of_another_encoder_are_refused(tmp_path, sets, text, image):
+    other = (
+        write_set(tmp_path / "t", text, "text", encoder={"name": "other"}),
+        write_set(tmp_path / "i", image, "image", encoder={"name": "other"}),
+    )
+    with pytest.raises(ValueError, match=r"different encoders .*'synthetic' and 'other'"):
+        fit_alignment(ReAlign(), read_sets(*other), tmp_path / "map", mapped=read_sets(*sets))
+
+
 def test_a_sample_of_the_mapped_rows_is_no_other_domain(tmp_path, sets):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

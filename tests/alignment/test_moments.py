@@ -4,6 +4,7 @@ import torch
 
 from revision.alignment.moments import (
     GRID_ROWS,
+    Cells,
     Moments,
     bad_rows,
     grid,
@@ -73,8 +74,9 @@ def test_a_covariance_that_was_not_collected_is_refused(text, second):
         _ = moments_of([text], second=second).covariance
 
 
-def test_a_trace_that_is_only_rounding_is_0():
-    rows = np.repeat(cloud(3, 1, dim=700), 3000, axis=0)
+@pytest.mark.parametrize("seed", range(6))  # of which the rounding of some is positive
+def test_a_trace_that_is_only_rounding_is_0(seed):
+    rows = np.repeat(cloud(seed, 1, dim=700), 3000, axis=0)
     assert moments_of([rows]).trace == 0
     rows[0] *= -1  # a spread of 4 (1 - 1/n) / n
     assert moments_of([rows]).trace == pytest.approx(4 * (1 - 1 / 3000) / 3000, rel=1e-9)
@@ -171,11 +173,13 @@ def test_statistics_use_one_thread_and_give_the_others_back(text):
         seen.append(torch.get_num_threads())
         return rows
 
+    cells = Cells(230, lambda start, stop: text[start:stop], "text", num_workers=2, size=100)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         moments_of_transformed([text], transform)
+        moments_of_transformed(cells, transform)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
-    assert seen == [1]
+    assert seen == [1] * 4
