@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from revision.files import write_bytes
 from revision.report.figures import INK, MUTED, SERIES, style_panel
@@ -32,6 +34,7 @@ COLUMNS = {  # of the table: where each number stands in the held-out part of a 
 }
 PAIRED = {"paired cosine ↑": ("after", "paired", "cosine")}
 PERCENT = "mixing rate, %"
+LABEL_PLACES = [(x, y) for y in (4, -11, 12, -19, 20, -27) for x in (6, -6)]  # points
 DIGITS = {"gap ↓": 3, "JS, bits ↓": 3, PERCENT: 1}
 
 
@@ -90,15 +93,35 @@ def methods_figure(measured: Sequence[Measured]) -> bytes:
         axes.errorbar(
             x[0], y[0], xerr=_whisker(x), yerr=_whisker(y), fmt="o", ms=5, lw=0.8, color=color
         )
-        axes.annotate(
-            one.method, (x[0], y[0]), (5, 4), textcoords="offset points", fontsize=8, color=INK
-        )
     style_panel(axes)
+    axes.margins(x=0.12, y=0.08)
+    _label(axes, {one.method: (one.numbers["M_X"][0], one.numbers["Ω ↑"][0]) for one in measured})
     axes.set_xlabel("coverage of the images, M_X (1: as mixed as chance)", color=MUTED)
     axes.set_ylabel("neighbours of the texts kept, Ω", color=MUTED)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Names beside their points, each at the first of some places that overlaps no other name."""
+    figure = axes.figure
+    figure.canvas.draw()  # fixes the layout, so that places are in pixels
+    taken = [
+        Bbox.from_bounds(x - 4, y - 4, 8, 8)
+        for x, y in axes.transData.transform(list(points.values()))
+    ]
+    for name, point in points.items():
+        for place in LABEL_PLACES:
+            side = "left" if place[0] > 0 else "right"
+            text = axes.annotate(
+                name, point, place, textcoords="offset points", fontsize=8, color=INK, ha=side
+            )
+            box = text.get_window_extent()
+            if place == LABEL_PLACES[-1] or not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def write_methods(measured: Sequence[Measured], directory: Path) -> str:
