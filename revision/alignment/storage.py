@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from revision.alignment.base import AlignmentMap
 from revision.alignment.methods import method
@@ -22,6 +24,7 @@ from revision.shards import Header
 SCHEMA_VERSION = 1
 TENSORS_NAME = "alignment.safetensors"
 CARD_NAME = "alignment.json"
+CARD_KEYS = {"name", "options", "dim", "sha256", "provenance"}  # without which no map is loaded
 
 
 def save_alignment(
@@ -48,7 +51,8 @@ def load_alignment(directory: str | Path) -> AlignmentMap:
     """The map that `save_alignment` wrote, bit for bit.
 
     Raises:
-        ValueError: not an alignment directory, an unknown method, or damaged tensors.
+        ValueError: not an alignment directory, an unknown method, damaged tensors, or others than
+            the method has today.
     """
     directory = Path(directory)
     card = read_card(directory)
@@ -63,21 +67,37 @@ def load_alignment(directory: str | Path) -> AlignmentMap:
             f"{directory / TENSORS_NAME} is not the file that {CARD_NAME} describes (sha256 "
             "differs); fit the alignment again"
         )
-    for name in alignment.buffer_names:
-        setattr(alignment, name, tensors[name])
+    _check_tensors(alignment, tensors, card["dim"], directory / TENSORS_NAME)
+    for name, tensor in tensors.items():
+        setattr(alignment, name, tensor)
     return alignment
 
 
 def unfitted(identity: Mapping[str, Any]) -> AlignmentMap:
-    """The method of a card, or of the header of aligned shards, without its buffers."""
-    alignment = method(identity["name"])(**identity["options"])
+    """The method of a card, or of the header of aligned shards, without its buffers.
+
+    Raises:
+        ValueError: an unknown method, or options that it does not have.
+    """
+    name, options = identity["name"], identity["options"]
+    try:
+        alignment = method(name)(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"alignment {name!r} does not take the options {options}: {error}; it was written by "
+            "another version: fit it again"
+        ) from error
     if identity.get("noise"):
         alignment.noise = noise_of(identity["noise"])
     return alignment
 
 
 def read_card(directory: Path) -> dict[str, Any]:
-    """The content of `alignment.json`."""
+    """The content of `alignment.json`.
+
+    Raises:
+        ValueError: there is none, or it is of another version or incomplete.
+    """
     path = directory / CARD_NAME
     try:
         card = json.loads(path.read_text())
@@ -88,11 +108,15 @@ def read_card(directory: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(card, dict):
+        raise ValueError(f"{path} holds a {type(card).__name__}, not the card of an alignment")
     if card.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{path} has schema version {card.get('schema_version')}, this code reads "
             f"{SCHEMA_VERSION}; fit the alignment again"
         )
+    if missing := sorted(CARD_KEYS - card.keys()):
+        raise ValueError(f"{path} lacks {', '.join(missing)}; fit the alignment again")
     return card
 
 
@@ -130,6 +154,24 @@ def feature_set_card(header: Header) -> dict[str, Any]:
         "source": header.source,
         "shards": {shard.name: shard.sha256 for shard in header.shards},
     }
+
+
+def _check_tensors(
+    alignment: AlignmentMap, tensors: Mapping[str, Tensor], dim: int, path: Path
+) -> None:
+    """Refuse a file of other tensors than the method has: it would fail once rows come."""
+    if odd := sorted(tensors.keys() ^ set(alignment.buffer_names)):
+        raise ValueError(
+            f"{path} holds {len(tensors)} tensors, alignment '{alignment.name}' has "
+            f"{len(alignment.buffer_names)}; {', '.join(odd)} are on one side only: it was written "
+            "by another version; fit the alignment again"
+        )
+    for name in ("source_mean", "target_mean"):
+        if tensors[name].shape != (dim,) or tensors[name].dtype != torch.float64:
+            raise ValueError(
+                f"{path}: {name} is {tensors[name].dtype} of shape {tuple(tensors[name].shape)}, "
+                f"{CARD_NAME} says float64 of shape ({dim},); fit the alignment again"
+            )
 
 
 def _tensors(alignment: AlignmentMap) -> bytes:

@@ -1,7 +1,9 @@
+import hashlib
 import json
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from revision.alignment import (
     Cloud,
@@ -99,6 +101,9 @@ def test_damaged_maps_are_refused(tmp_path, text, image):
     [
         ({"name": "other"}, "unknown alignment 'other'; known are .*mean_shift, "),
         ({"schema_version": 7}, "schema version 7, this code reads 1"),
+        ({"options": {"slope": 1.0}}, r"does not take the options \{'slope': 1\.0\}"),
+        ({"dim": 25}, r"float64 of shape \(24,\), alignment\.json says float64 of shape \(25,\)"),
+        ({"name": "mean_shift", "options": {}}, "holds 8 tensors, .* has 6; centroid, scale are"),
     ],
 )
 def test_cards_of_another_time_are_refused(tmp_path, text, image, change, message):
@@ -109,7 +114,32 @@ def test_cards_of_another_time_are_refused(tmp_path, text, image, change, messag
         load_alignment(tmp_path)
 
 
-def test_broken_json_is_refused(tmp_path):
-    (tmp_path / "alignment.json").write_text("{")
-    with pytest.raises(ValueError, match="not readable JSON"):
+@pytest.mark.parametrize("key", ["name", "options", "dim", "sha256", "provenance"])
+def test_incomplete_cards_are_refused(tmp_path, text, image, key):
+    save_alignment(fitted(ReAlign, text, image), tmp_path)
+    card = tmp_path / "alignment.json"
+    content = json.loads(card.read_text())
+    del content[key]
+    card.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"lacks {key}"):
         load_alignment(tmp_path)
+
+
+def test_a_map_without_one_of_its_tensors_is_refused(tmp_path, text, image):
+    save_alignment(fitted(ReAlign, text, image), tmp_path)
+    tensors = load((tmp_path / "alignment.safetensors").read_bytes())
+    del tensors["scale"]
+    content = save(tensors)
+    (tmp_path / "alignment.safetensors").write_bytes(content)
+    card = tmp_path / "alignment.json"
+    changed = json.loads(card.read_text()) | {"sha256": hashlib.sha256(content).hexdigest()}
+    card.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="holds 7 tensors, alignment 'realign' has 8; scale are"):
+        load_alignment(tmp_path)
+
+
+def test_broken_json_is_refused(tmp_path):
+    for content, message in (("{", "not readable JSON"), ("[]", "holds a list")):
+        (tmp_path / "alignment.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_alignment(tmp_path)
