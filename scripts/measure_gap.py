@@ -8,9 +8,12 @@ Without a map, or with one to fit, every other row is held out: frame and map co
 map from a directory was fitted elsewhere; its rows count as in-sample only if they are these.
 """
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from revision.config import build, entry
 

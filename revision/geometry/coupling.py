@@ -6,8 +6,9 @@
 Source: arXiv:2602.07026v3, App. C, Thm. C.3: |P_V g| / |g| <= sin theta + |L|_2 + rho. The ridge is
 not given and no value of |L| or R^2 is reported; l = 1e-6 tr(D^T D) / r here. R^2 is also measured
 on rows that took no part in the fit, because r free directions explain about r / n of n rows of
-noise in-sample. Held out they explain less than nothing, about -r / (n / 2 - r): with half the rows
-hardly more than r it says only that there are too few (r = 128 and 134 rows a half: -30).
+noise in-sample. Held out they explain less than nothing, about -r / (h - r - 1) after a fit on h
+rows: R^2 below 0 is no sign against a coupling, R^2 at this null is one. With h hardly more than r
+it says only that there are too few rows (r = 128, h = 134: -26).
 
 Letters: D rows of delta in the axes of U, Z rows of zeta in those of V, r rank of U, n records.
 """
@@ -26,12 +27,17 @@ Map = Float64[np.ndarray, "rest rank"]
 
 @dataclass(frozen=True)
 class Coupling:
-    """Strength and explained share; `null` is the in-sample R^2 of independent residuals."""
+    """Strength and explained share, R^2.
+
+    The nulls are those of independent residuals; held out there is none where the fitting half has
+    no more rows than the map has directions.
+    """
 
     strength: float
     explained: float
     explained_held_out: float
     null: float
+    null_held_out: float | None
 
 
 def measure_coupling(delta: Inside, zeta: Outside, *, seed: int = 0) -> Coupling:
@@ -48,11 +54,14 @@ def measure_coupling(delta: Inside, zeta: Outside, *, seed: int = 0) -> Coupling
     order = np.random.default_rng(seed).permutation(len(delta))
     fit, test = np.array_split(order, 2)
     half = coupling_map(delta[fit], zeta[fit])
+    rank = delta.shape[1]
+    spare = len(fit) - rank - 1
     return Coupling(
         strength=float(np.linalg.norm(matrix, 2)),
         explained=explained_share(matrix, delta, zeta),
         explained_held_out=explained_share(half, delta[test], zeta[test]),
-        null=min(1.0, delta.shape[1] / len(delta)),
+        null=min(1.0, rank / len(delta)),
+        null_held_out=-rank / spare if spare > 0 else None,
     )
 
 

@@ -184,14 +184,9 @@ def motion(
 
 
 def coupled(gaps: Float64[np.ndarray, "n dim"], frame: Frame) -> dict[str, float]:
-    """U-V coupling of the residuals of the pair gaps.
-
-    Held out, r free directions fitted on h rows of independent residuals explain -r / (h - r - 1):
-    R^2 below 0 is no sign against a coupling, R^2 at this null is one.
-    """
+    """U-V coupling of the residuals of the pair gaps."""
     measured = measure_coupling(*residual_coordinates(gaps, frame))
-    spare = (len(gaps) + 1) // 2 - frame.rank - 1
-    null = {"r2_out_null": -frame.rank / spare} if spare > 0 else {}
+    null = {} if measured.null_held_out is None else {"r2_out_null": measured.null_held_out}
     return null | {
         "coupling": measured.strength,
         "r2_in": measured.explained,

@@ -96,10 +96,11 @@ def measure_kept(text: Rows, mapped: Rows, shift: Vector, options: MeasureOption
 def _psi(text: Rows, mapped: Rows, options: MeasureOptions) -> Json:
     pairs = angles.random_pairs(len(text), seed=options.seed)
     cosines = [angles.pair_cosines(rows, pairs) for rows in (text, mapped)]
-    some = slice(angles.NUM_PAIRS // 4)
+    some = angles.random_pairs(len(text), angles.NUM_PAIRS // 4, options.seed)
+    drawn_from = [angles.pair_cosines(rows, some) for rows in (text, mapped)]
 
     def statistic(counts: np.ndarray) -> float:
-        return pearson(cosines[0][some], cosines[1][some], pair_weights(counts, pairs[some]))
+        return pearson(*drawn_from, pair_weights(counts, some))
 
     drawn = bootstrap(statistic, [len(text)], **options.resampling)
     found, value = interval_number(drawn), pearson(cosines[0], cosines[1])

@@ -91,7 +91,7 @@ def _coupling(gaps: Rows, frame: Frame, seed: int) -> Json:
     return {
         "coupling": number(found.strength),
         "coupling_r2": number(found.explained, null=found.null),
-        "coupling_r2_held_out": number(found.explained_held_out, null=0.0),
+        "coupling_r2_held_out": number(found.explained_held_out, null=found.null_held_out),
     }
 
 

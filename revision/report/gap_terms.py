@@ -238,8 +238,8 @@ PAIRED = (
     Term(
         "coupling_r2_held_out",
         "R² of the coupling, other half",
-        "Fitted on one half of the pairs, tried on the other; below 0 it predicts worse than "
-        "nothing.",
+        "Fitted on one half of the pairs, tried on the other. Unrelated residuals are below 0, "
+        "at -r / (n/2 - r - 1): what counts is being above that.",
         "noise",
     ),
 )

@@ -24,13 +24,16 @@ def test_independent_residuals_have_the_null_in_sample_and_nothing_held_out():
     assert np.mean([f.explained for f in found]) == pytest.approx(RANK / 100, rel=0.15)
     assert found[0].null == RANK / 100
     held_out = np.mean([f.explained_held_out for f in found])
-    assert held_out == pytest.approx(-RANK / (50 - RANK), abs=0.05)  # measured -0.12
+    assert found[0].null_held_out == -RANK / (50 - RANK - 1)
+    assert held_out == pytest.approx(found[0].null_held_out, abs=0.02)  # -0.114; measured -0.12
 
 
 def test_too_few_rows_explain_far_less_than_nothing():
     found = measure_coupling(normal(0, 44, 20), normal(1, 44, REST))
     assert found.explained_held_out < -1
     assert found.explained > 0.3
+    assert found.null_held_out == -20
+    assert measure_coupling(normal(0, 42, 20), normal(1, 42, REST)).null_held_out is None
 
 
 def test_covariance_outside_is_the_coupled_part_plus_the_rest():
