@@ -3,7 +3,7 @@
     python scripts/verify.py input=runs/features/images
 
 prints one line per problem and ends with exit status 1, or prints one line that all is well:
-digests, counts, and rows that no direction can be read from.
+digests, counts, stored moments, and rows that no direction can be read from.
 """
 
 from pathlib import Path
