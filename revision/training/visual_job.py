@@ -11,22 +11,17 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from revision.alignment.base import AlignmentMap
-from revision.alignment.methods import method_names
-from revision.alignment.noise import Disturbed, Noise
-from revision.alignment.storage import alignment_digest, load_alignment, read_card, unfitted
+from revision.alignment.noise import Noise
 from revision.data.datamodule import VisualDataModule
 from revision.data.samples import Batch
-from revision.data.sources import RowMap
 from revision.encoders.base import DualEncoder
 from revision.models.directory import load_model, save_model
 from revision.models.llava import LlavaModel
 from revision.shards import read_header
-from revision.training.jobs import Build, check_encoder, check_identity, data_plan, with_weights
+from revision.training.jobs import Build, check_encoder, data_plan, with_weights
 from revision.training.loggers import log_answers, log_gap
 from revision.training.run import say
-
-MAP_NAME = "alignment"
+from revision.training.visual_alignment import find_alignment, load_image_map, load_row_map
 
 
 class VisualJob:
@@ -58,7 +53,7 @@ class VisualJob:
         for name, source in zip(("training", "held-out"), self.data.sources, strict=True):
             _check_width(name, source, self.model)
         self.encoder, self.model.encoder = self.model.encoder, None
-        self.image_map, self.model.image_map = _image_map(alignment_dir), None
+        self.image_map, self.model.image_map = load_image_map(alignment_dir), None
 
     @property
     def callbacks(self) -> list[L.Callback]:
@@ -89,7 +84,7 @@ class VisualJob:
         loggers: Sequence[Logger],
     ) -> None:
         model: LlavaModel = with_weights(self.make_model(), weights)
-        model.image_map = _image_map(self.alignment_dir)
+        model.image_map = load_image_map(self.alignment_dir)
         save_model(
             model,
             directory,
@@ -112,7 +107,7 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
     feature_sets = [Path(path) for path in (cfg.data.shards, cfg.data.val_shards) if path]
     make_model = partial(_started if cfg.start_from else _new, cfg, build)
     noise: Noise | None = build(cfg.noise) if cfg.get("noise") else None
-    alignment_dir = _alignment_dir(cfg)
+    alignment_dir = find_alignment(cfg)
 
     def make_data(model: LlavaModel) -> VisualDataModule:
         if model.encoder is not None:
@@ -123,8 +118,8 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
             cfg.data,
             turns=model.turn_encoder(tokens_per_image=model.tokens_per_row, **limits),
             encoder=model.encoder,
-            alignment=_row_map(cfg, noise),
-            image_map=_image_map(alignment_dir),
+            alignment=load_row_map(cfg, noise),
+            image_map=load_image_map(alignment_dir),
             **data_plan(cfg),
         )
         return data
@@ -203,101 +198,3 @@ def _check_width(name: str, source: Any, model: LlavaModel) -> None:
             f"the {name} features have width {source.dim} and the projector reads "
             f"{model.projector.input_dim}; they come from another encoder than the model's"
         )
-
-
-def _row_map(cfg: Any, noise: Noise | None) -> RowMap | None:
-    """What the rows of text shards go through when they are read: `data.alignment`, `noise`."""
-    alignment = _alignment(cfg)
-    if noise is None:
-        return alignment
-    if alignment is not None:
-        alignment.add_noise(noise)
-        return alignment
-    _check_takes_noise(cfg)
-    return Disturbed(noise)
-
-
-def _check_takes_noise(cfg: Any) -> None:
-    header = read_header(Path(cfg.data.shards)) if cfg.data.shards else None
-    if header is None or header.kind != "text":
-        raise ValueError(
-            f"noise= disturbs features of texts, but data.shards={cfg.data.shards} holds none; "
-            "pictures stay as they are: leave noise out, or give text shards"
-        )
-    if header.alignment is not None and _made_by(header.alignment, "is_random"):
-        raise ValueError(
-            f"the rows of data.shards={cfg.data.shards} have noise in them already (alignment "
-            f"{header.alignment['name']}); leave noise= out, or give shards without"
-        )
-
-
-def _alignment(cfg: Any) -> AlignmentMap | None:
-    """The map of `data.alignment`, for raw text shards."""
-    if not cfg.data.alignment:
-        return None
-    header = read_header(Path(cfg.data.shards)) if cfg.data.shards else None
-    if header is None or header.alignment is not None or header.kind != "text":
-        raise ValueError(
-            "data.alignment maps the rows of raw text shards, but data.shards="
-            f"{cfg.data.shards} is none or aligned already; give one of the two"
-        )
-    fitted_on = read_card(Path(cfg.data.alignment))["provenance"].get("source", {})
-    if "encoder" in fitted_on:
-        check_identity(cfg.data.alignment, fitted_on["encoder"], header.encoder, "data.shards")
-    return load_alignment(cfg.data.alignment)
-
-
-def _alignment_dir(cfg: Any) -> Path | None:
-    """The map behind the training features: given, beside the shards, or of an earlier stage."""
-    earlier = Path(cfg.start_from) / MAP_NAME if cfg.start_from else None
-    if earlier is not None and not earlier.is_dir():
-        earlier = None
-    new = _new_alignment_dir(cfg)
-    if new is not None and earlier is not None:
-        _check_one_frame(new, earlier)
-    return new or earlier
-
-
-def _new_alignment_dir(cfg: Any) -> Path | None:
-    if cfg.data.alignment:
-        return Path(cfg.data.alignment)
-    aligned = read_header(Path(cfg.data.shards)).alignment if cfg.data.shards else None
-    if aligned is None:
-        return None
-    beside = Path(cfg.data.shards).parent / MAP_NAME
-    if beside.is_dir() and alignment_digest(load_alignment(beside)) == aligned["sha256"]:
-        return beside
-    if _made_by(aligned, "changes_images"):
-        raise ValueError(
-            f"alignment {aligned['name']} of data.shards={cfg.data.shards} moves images too, and "
-            f"its map is not in {beside}: the model would be shown pictures where it never saw "
-            "any; put the alignment directory that align.py wrote beside the shards"
-        )
-    return None
-
-
-def _check_one_frame(new: Path, earlier: Path) -> None:
-    """Refuse to go on with a model in a frame of images that is not the one it was trained in."""
-    if _image_map(new) is None and _image_map(earlier) is None:
-        return
-    digests = [alignment_digest(load_alignment(path)) for path in (new, earlier)]
-    if digests[0] != digests[1]:
-        raise ValueError(
-            f"{new} and {earlier} are two maps of which one moves images: pictures would stand "
-            "elsewhere than in the stage before; use the map of start_from"
-        )
-
-
-def _image_map(directory: Path | None) -> AlignmentMap | None:
-    """The map in `directory`, if image rows have to go through it."""
-    if directory is None:
-        return None
-    alignment = load_alignment(directory)
-    return alignment if alignment.changes_images else None
-
-
-def _made_by(identity: Mapping[str, Any], what: str) -> bool:
-    """Whether the map that a header names `is_random` or `changes_images`."""
-    if identity["name"] not in method_names() or "options" not in identity:
-        return False  # rows that another project aligned, see `revision.conversion`
-    return bool(getattr(unfitted(identity), what))

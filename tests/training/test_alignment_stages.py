@@ -102,6 +102,12 @@ def test_images_of_two_frames_and_lost_maps_are_refused(parts, tmp_path):
     fit(MeanShift(), parts, tmp_path / "other")
     with pytest.raises(ValueError, match="two maps of which one moves images"):
         sft(parts, tmp_path / "runs", first, "two", f"data.shards={tmp_path / 'other' / 'shards'}")
+    texts = [f"data.shards={parts / 'texts'}"]
+    with pytest.raises(
+        ValueError, match=r"texts that have not been through .*model/alignment, the map"
+    ):
+        sft(parts, tmp_path / "runs", first, "raw", *texts)
+    sft(parts, tmp_path / "runs", first, "same", *texts, f"data.alignment={first}/model/alignment")
     (tmp_path / "alignment" / "alignment.json").rename(tmp_path / "lost.json")
     (tmp_path / "alignment" / "alignment.safetensors").unlink()
     (tmp_path / "alignment").rmdir()
