@@ -51,6 +51,13 @@ def test_the_default_has_the_norm_of_the_public_code_at_every_width(dim):
         assert float(drawn.std()) == pytest.approx(math.sqrt(0.016), rel=0.01)
 
 
+@pytest.mark.parametrize("size", [{}, {"std": 0.1}])
+def test_another_seed_is_another_noise(text, image, size):
+    rows = torch.tensor(text)
+    first, second = (fitted(C3(seed=seed, **size), text, image)(rows, KEYS) for seed in (0, 1))
+    assert (first - second).abs().max() > 0.1
+
+
 def test_an_unprojected_gap_is_the_sampling_error_of_the_noise():
     text, image = cloud(1, 4000, 64), cloud(2, 4000, 64)
     alignment = fitted(C3(std=0.1), text, image)
