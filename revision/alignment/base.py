@@ -24,7 +24,6 @@ from revision.alignment.moments import (
     Second,
     block_rows,
     moments_of,
-    moments_of_transformed,
     normalize_,
 )
 from revision.alignment.noise import Noise
@@ -261,54 +260,6 @@ class AlignmentMap(nn.Module, ABC):
         return super()._apply(move_only, recurse)
 
 
-class RecentredMap(AlignmentMap):
-    """A map that ends with ReAlign's centroid step.
-
-        e' = Norm(place(y)),   z = Norm(e' - mean(e') + mu_x)
-
-    The mean of e' is taken over the fitting rows, in one more pass. `centroid=False` leaves the
-    step out: z = e'.
-    """
-
-    buffer_names = (*AlignmentMap.buffer_names, "centroid")
-    centroid: Tensor
-
-    def __init__(self, *, centroid: bool = True) -> None:
-        super().__init__()
-        self.has_centroid_step = centroid
-
-    def options(self) -> dict[str, Any]:
-        return {"centroid": self.has_centroid_step}
-
-    def fit(self, source: Cloud, target: Cloud) -> None:
-        """As the base, then `estimate`, then the centroid of the placed text rows."""
-        super().fit(source, target)
-        self.estimate(source, target)
-        self.centroid = self.target_mean.clone()
-        if self.has_centroid_step:
-            self.to(source.device)
-            placed = moments_of_transformed(source.rows(), self.project, device=source.device)
-            _check_same_rows(placed, source.moments)
-            self.to(CPU).centroid = torch.tensor(placed.mean)
-
-    @abstractmethod
-    def estimate(self, source: Cloud, target: Cloud) -> None:
-        """Set what `place` needs; moments are there already."""
-
-    @abstractmethod
-    def place(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
-        """Where unit text rows go before the first projection. May overwrite its argument."""
-
-    def project(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
-        """e' of unit text rows."""
-        return onto_sphere_(self.place(rows))
-
-    def move(self, rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
-        if not self.has_centroid_step:
-            return self.place(rows)
-        return self.project(rows).add_(self.target_mean - self.centroid)
-
-
 def onto_sphere_(rows: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n dim"]:
     """Divide rows by their norms in place and return them.
 
@@ -324,15 +275,6 @@ def _refuse(bad: Bool[Tensor, " n"]) -> None:
         raise ValueError(
             f"{int(bad.sum())} of {len(bad)} rows have no direction (zero or not finite), the "
             f"first is row {int(bad.nonzero()[0])}; reject them before aligning"
-        )
-
-
-def _check_same_rows(placed: Moments, fitted: Moments) -> None:
-    if placed.rejected != fitted.rejected:
-        raise ValueError(
-            f"{len(placed.rejected)} source rows have no direction, but {len(fitted.rejected)} had "
-            "none when their moments were taken: the rows were damaged since; find them with "
-            "python scripts/verify.py input=<source>"
         )
 
 

@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from revision.alignment.base import Cloud, RecentredMap
+from revision.alignment.base import Cloud
 from revision.alignment.moments import Moments, Second
+from revision.alignment.recentred import RecentredMap
 from revision.geometry.frame import principal_axes
 
 ROWS_PER_DIRECTION = 10

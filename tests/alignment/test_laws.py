@@ -16,10 +16,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from revision.alignment.base import AlignmentMap, Cloud, RecentredMap
+from revision.alignment.base import AlignmentMap, Cloud
 from revision.alignment.methods import method, method_names
 from revision.alignment.moments import moments_of, moments_of_transformed
 from revision.alignment.noise import GaussianNoise, row_keys
+from revision.alignment.recentred import RecentredMap
 from revision.alignment.storage import load_alignment, save_alignment
 from revision.config import CONF_DIR, build, compose
 from tests.feature_sets import cloud

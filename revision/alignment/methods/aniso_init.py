@@ -38,9 +38,10 @@ from revision.alignment.aniso.polar import (
     to_polar,
 )
 from revision.alignment.aniso.sampling import sampled
-from revision.alignment.base import Cloud, RecentredMap
+from revision.alignment.base import Cloud
 from revision.alignment.covariance import times
 from revision.alignment.moments import Second
+from revision.alignment.recentred import RecentredMap
 from revision.geometry.frame import reference_frame
 
 DEFAULT_RANK = 256

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from revision.alignment.base import Cloud, RecentredMap, onto_sphere_
+from revision.alignment.base import Cloud, onto_sphere_
 from revision.alignment.covariance import (
     check_ridge,
     check_rows,
@@ -38,6 +38,7 @@ from revision.alignment.covariance import (
     times,
 )
 from revision.alignment.moments import Second, moments_of_transformed
+from revision.alignment.recentred import RecentredMap
 from revision.geometry.frame import Frame, check_frame_options, reference_frame
 
 

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from revision.alignment.base import EPSILON, Cloud, RecentredMap
+from revision.alignment.base import EPSILON, Cloud
+from revision.alignment.recentred import RecentredMap
 
 
 class DiagStd(RecentredMap):

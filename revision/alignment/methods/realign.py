@@ -18,8 +18,9 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float64
 from torch import Tensor
 
-from revision.alignment.base import EPSILON, Cloud, RecentredMap
+from revision.alignment.base import EPSILON, Cloud
 from revision.alignment.moments import Moments
+from revision.alignment.recentred import RecentredMap
 
 MeanPrecision = Literal["float64", "float32"]
 
