@@ -68,14 +68,15 @@ def part_of(
 
 
 def fitted_parts(
-    sets: FeatureSets, fit: Mapping[str, Any], num_rows: int
+    sets: FeatureSets, fit: Mapping[str, Any], num_rows: int, *, paired: bool | None = None
 ) -> tuple[Part, Part | None]:
     """Rows that a map was fitted on, and others of the same sets where `fit` took only some.
 
-    `fit` is that of a map's provenance: the sample or the domain that it was fitted on.
+    `fit` is that of a map's provenance: the sample or the domain that it was fitted on. `paired`
+    is that of `part_of`.
     """
     if "rows" not in fit and "where" not in fit:
-        return part_of(sets, num_rows), None
+        return part_of(sets, num_rows, paired=paired), None
     chosen = [
         select(reader, count=fit.get("rows"), seed=fit.get("seed", 0), where=fit.get("where", {}))
         for reader in sets
@@ -85,7 +86,7 @@ def fitted_parts(
         np.setdiff1d(np.arange(reader.num_rows), positions)
         for reader, positions in zip(sets, used, strict=True)
     ]
-    paired = are_pairs(sets) and np.array_equal(used[0], used[1])
+    paired = (are_pairs(sets) if paired is None else paired) and np.array_equal(used[0], used[1])
     fitting = part_of(sets, num_rows, paired=paired, among=(used[0], used[1]))
     if min(map(len, rest)) < MIN_ROWS:
         return fitting, None

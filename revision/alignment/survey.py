@@ -8,7 +8,7 @@ where there are any.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import numpy as np
 from revision.alignment.apply import rejections_at
 from revision.alignment.base import AlignmentMap
 from revision.alignment.fit import FeatureSets, passing
-from revision.alignment.moments import moments_of
+from revision.alignment.moments import Moments, moments_of
 from revision.alignment.parts import (
     Part,
     fit_in_memory,
+    fitted_parts,
     halves,
     moved_images,
     part_of,
@@ -44,6 +45,7 @@ from revision.shards import ShardReader
 Json = dict[str, Any]
 SPLITS = ("in_sample", "held_out")
 MODALITIES = {"source": "text", "target": "image"}
+KEPT = ("count", "mean", "trace")  # by a map, of either side
 
 
 @dataclass(frozen=True)
@@ -169,17 +171,22 @@ class Survey:
     def _domain(self) -> Json:
         """Fitting rows against those that the map was made for and against unseen ones."""
         found = {f"mapped {MODALITIES[side]}": test for side, test in self.mapped_domain.items()}
-        if not self.fitting or not self.unseen:
+        if not self.unseen or not (self.fitting or self.alignment):
             return found
-        sides = {
-            "held-out text": (self.fitting.text, self.unseen.text),
-            "held-out image": (self.fitting.image, self.unseen.image),
-        }
-        for name, samples in sides.items():
-            one, two = (moments_of([s.rows], second="covariance") for s in samples)
-            test = mismatch(one, two)
-            found[name] = asdict(test) | {"ratio": test.ratio}
+        for side, sample in (("source", self.unseen.text), ("target", self.unseen.image)):
+            here = moments_of([sample.rows], second="covariance")
+            test = mismatch(self._fitted_moments(side, here), here)
+            found[f"held-out {MODALITIES[side]}"] = asdict(test) | {"ratio": test.ratio}
         return found
+
+    def _fitted_moments(self, side: str, here: Moments) -> Moments:
+        """Of the sampled fitting rows, or those that a map kept, with the covariance of `here`."""
+        if self.fitting:
+            sample = self.fitting.text if side == "source" else self.fitting.image
+            return moments_of([sample.rows], second="covariance")
+        count, mean, trace = (getattr(self.alignment, f"{side}_{k}") for k in KEPT)
+        square = float(trace + mean @ mean)
+        return replace(here, count=int(count), mean=mean.numpy(), mean_square=square)
 
     def _seen_before(self) -> Json:
         """Share of held-out rows that are copies of fitting rows, as far as both are sampled."""
@@ -216,14 +223,15 @@ def survey_sets(
     paired: bool | None = None,
 ) -> Survey:
     """A survey of sets on their own, with a map to fit on half of them, or one from a directory."""
-    part = part_of(sets, options.num_rows, paired=paired)
     if map_dir is None:
-        fitting, unseen = halves(part)
+        fitting, unseen = halves(part_of(sets, options.num_rows, paired=paired))
         return Survey(fitting, unseen, to_fit and fit_in_memory(to_fit, fitting), options)
     alignment, fitted = load_alignment(map_dir), read_card(map_dir)["provenance"]
     digests = {k: {s.name: s.sha256 for s in r.header.shards} for k, r in sets._asdict().items()}
     if all(fitted.get(side, {}).get("shards") == found for side, found in digests.items()):
-        return Survey(part, None, alignment, options)
+        seen, rest = fitted_parts(sets, fitted.get("fit", {}), options.num_rows, paired=paired)
+        return Survey(seen, rest, alignment, options)
+    part = part_of(sets, options.num_rows, paired=paired)
     return Survey(None, part, alignment, options)
 
 

@@ -97,10 +97,10 @@ def _psi(text: Rows, mapped: Rows, options: MeasureOptions) -> Json:
     pairs = angles.random_pairs(len(text), seed=options.seed)
     cosines = [angles.pair_cosines(rows, pairs) for rows in (text, mapped)]
     some = angles.random_pairs(len(text), angles.NUM_PAIRS // 4, options.seed)
-    drawn_from = [angles.pair_cosines(rows, some) for rows in (text, mapped)]
+    before, after = (angles.pair_cosines(rows, some) for rows in (text, mapped))
 
     def statistic(counts: np.ndarray) -> float:
-        return pearson(*drawn_from, pair_weights(counts, some))
+        return pearson(before, after, pair_weights(counts, some))
 
     drawn = bootstrap(statistic, [len(text)], **options.resampling)
     found, value = interval_number(drawn), pearson(cosines[0], cosines[1])

@@ -79,8 +79,21 @@ def test_a_map_of_another_place_makes_the_rows_unseen_and_its_own_rows_in_sample
     report = measure(other, tmp_path / "out", fitted)
     assert report["in_sample"] is None
     assert report["held_out"]["rows"]["text"] == 60
+    means = [read_rows(sets).astype(float) for sets in (pairs[0], other[0])]
+    means = [(r / np.linalg.norm(r, axis=1, keepdims=True)).mean(0) for r in means]
+    test = report["domain"]["held-out text"]
+    assert test["distance"] == pytest.approx(np.linalg.norm(means[0] - means[1]), abs=1e-6)
     with pytest.raises(ValueError, match="not both"):
         measure(other, tmp_path / "x", fitted, "alignment=realign")
+
+
+def test_rows_that_a_map_left_out_of_its_fit_are_not_in_sample(tmp_path, pairs):
+    aligned = align_report(pairs, tmp_path / "fit", "fit_rows=70")
+    report = measure(pairs, tmp_path / "own", f"map={tmp_path / 'fit' / 'alignment'}")
+    assert report["in_sample"]["rows"]["text"] == 70
+    assert report["held_out"]["rows"]["text"] == 60
+    for key in ("in_sample_gap", "held_out"):
+        assert report["summary"][key] == aligned["summary"][key]
 
 
 def test_pairs_can_be_denied_and_cannot_be_claimed(tmp_path, pairs):
