@@ -11,11 +11,8 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from revision.data.datamodule import (
-    ImageTextDataModule,
-    PairedRowsDataModule,
-    PlannedDataModule,
-)
+from revision.data.datamodule import PlannedDataModule
+from revision.data.pairs_datamodule import ImageTextDataModule, PairedRowsDataModule
 from revision.encoders.clip import ContrastiveTowers, write_towers
 from revision.encoders.composed import TowerPair
 from revision.encoders.contrastive import (

@@ -6,7 +6,8 @@ import lightning as L
 import pytest
 import torch
 
-from revision.data.datamodule import PairedRowsDataModule, VisualDataModule
+from revision.data.datamodule import VisualDataModule
+from revision.data.pairs_datamodule import PairedRowsDataModule
 from revision.data.templates import TurnEncoder
 from tests.feature_sets import cloud, write_set
 from tests.tiny_encoders import tiny_composed
