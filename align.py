@@ -5,7 +5,8 @@
 writes `<output_dir>/alignment/` (the map), `<output_dir>/shards/` (the aligned text, a feature
 set), and the geometry report of both: `report.html`, `report.json`, `figures/*.png` and
 `quarantine.jsonl`. Run again, it resumes at the first missing piece; a finished directory is only
-checked. `report=null` leaves the report out.
+checked. `report=null` leaves the report out; `apply=false` the shards: `train.py
+data.alignment=<output_dir>/alignment` then maps the texts on the fly, to the same rows.
 
 `torchrun --nproc-per-node=4 align.py ...` shares the work among processes, on any number of nodes
 that see one file system, and writes the same bytes.
@@ -47,12 +48,13 @@ def run(cfg: DictConfig) -> Path:
             check_moments(fitting)
         map_dir = output_dir / "alignment"
         alignment = fit_alignment(_unfitted(cfg), fitting, map_dir, options, mapped=mapped)
-        apply_alignment(
-            alignment.to(device),
-            Path(cfg.source),
-            output_dir / "shards",
-            num_workers=cfg.num_workers,
-        )
+        if cfg.apply:
+            apply_alignment(
+                alignment.to(device),
+                Path(cfg.source),
+                output_dir / "shards",
+                num_workers=cfg.num_workers,
+            )
         is_first = parallel.rank() == 0
     alignment.cpu()
     if is_first and cfg.report is not None:

@@ -3,8 +3,8 @@
     python benchmarks/bench_align.py [--rows 20000] [--dim 1280] [--rounds 3]
 
 prints one row of Markdown and keeps it in `benchmarks/align.json`. Outputs are compared before
-anything is timed. Then peer, ours and limit run in turn, each in a fresh process, so that a busy
-machine slows all of them; the first round warms up and is not counted.
+anything is timed. Then peer, ours, fit and limit run in turn, each in a fresh process, so that a
+busy machine slows all of them; the first round warms up and is not counted.
 
     peer     four passes over texts and two over images (arXiv:2602.07026v3, Sec. 4;
              Yu-xm/ReVision@2d26f3a embed_ReAlign.py): pickled lists of {"id", ..., "embed"}, one
@@ -12,6 +12,7 @@ machine slows all of them; the first round warms up and is not counted.
              chunks of 10,000 rows in every pass, means rounded to float32. Our own code, written
              from that description
     ours     align.py alignment=realign alignment.mean_precision=float32 report=null
+    fit      the same with apply=false: only the map, which train.py then applies on the fly
     limit    read both inputs once, write as many bytes as the result has, flush them to the disk
 
 Ours flushes every shard to the disk, the peer flushes nothing. "After imports" leaves out the start
@@ -160,6 +161,18 @@ def ours(directory: Path) -> Numbers:
     return since(begun)
 
 
+def fit(directory: Path) -> Numbers:
+    """The map alone, which training applies on the fly."""
+    import align
+    from revision.config import compose
+
+    begun = clock()
+    sides = [f"source={directory / 'text'}", f"target={directory / 'image'}", "apply=false"]
+    method = ["alignment=realign", "alignment.mean_precision=float32", "report=null"]
+    align.run(compose("align", [*method, *sides, f"output_dir={directory / 'fit'}"]))
+    return since(begun)
+
+
 def limit(directory: Path) -> Numbers:
     """Read both inputs, write float32 rows of the texts, flush."""
     begun, piece, size = clock(), bytearray(PIECE), 0
@@ -265,6 +278,7 @@ def row_of(rounds: list[dict[str, Numbers]], rows: int, dim: int, equality: Numb
             for work in WORKS
         },
         "peer / ours": {key: ratio("peer", "ours", key) for key in keys},
+        "peer / fit": {key: ratio("peer", "fit", key) for key in keys},
         "ours / limit": {key: ratio("ours", "limit", key) for key in ("wall", "inner_wall")},
         "equality": equality,
         "date": str(date.today()),
@@ -298,6 +312,7 @@ def markdown(row: Any) -> str:
         *(shown(work) for work in WORKS),
         f"{ratios['wall'][0]:.1f} / {ratios['cpu'][0]:.1f}",
         f"{ratios['inner_wall'][0]:.1f} / {ratios['inner_cpu'][0]:.1f}",
+        f"{row['peer / fit']['inner_wall'][0]:.1f} / {row['peer / fit']['inner_cpu'][0]:.1f}",
         f"{row['ours / limit']['inner_wall'][0]:.1f}",
         f"{row['peer']['peak_mb']:.0f} / {row['ours']['peak_mb']:.0f}",
     ]
@@ -305,8 +320,9 @@ def markdown(row: Any) -> str:
 
 
 HEAD = (
-    "| rows a side | peer: wall / CPU s (after imports) | ours | limit | peer / ours, whole | "
-    "after imports | ours / limit | memory, MB |\n|---|---|---|---|---|---|---|---|"
+    "| rows a side | peer: wall / CPU s (after imports) | ours | fit | limit | peer / ours, "
+    "whole | after imports | peer / fit, after imports | ours / limit | memory, MB |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -318,7 +334,7 @@ def keep(row: Any) -> None:
     RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
-WORKS = {"peer": peer, "ours": ours, "limit": limit}
+WORKS = {"peer": peer, "ours": ours, "fit": fit, "limit": limit}
 
 
 def main() -> None:

@@ -62,6 +62,14 @@ def test_the_fit_from_shards_is_the_fit_from_memory(tmp_path, sets):
         assert torch.equal(buffer, expected.state_dict()[name]), name
 
 
+def test_the_map_alone_is_fitted_and_measured_without_shards(tmp_path, sets):
+    out = run(sets, tmp_path / "out", "apply=false", report=True)
+    assert not (out / "shards").exists()
+    assert (out / "report.html").exists()
+    run(sets, tmp_path / "out", report=True)
+    assert ShardReader(out / "shards").num_rows == 230
+
+
 def test_splitting_the_same_rows_into_other_shards_does_not_change_a_bit(tmp_path, sets):
     text, image = read_rows(sets[0]), read_rows(sets[1])
     other = (
