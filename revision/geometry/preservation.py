@@ -10,8 +10,7 @@ A Phi above the bound means a mistake or mixed protocols. The bound is Cauchy-Sc
 (y + v) . z; it is tightest at the v of the map itself (`AlignmentMap.shift`).
 
 Source: arXiv:2605.07825, App. B.2; arXiv:2602.07026v3, App. F.4 (Omega with k = 10). The number of
-pairs is not given: 200 000 here. Streaming versions of Phi and its bound, over rows that do not fit
-in memory: `revision.alignment.geometry`.
+pairs is not given: 200 000 here.
 
 Letters: y text row, z aligned text row, v shift, k neighbours.
 """

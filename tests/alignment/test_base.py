@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from revision.alignment import AlignmentMap, Cloud, MeanShift, NoAlignment, ReAlign, moments_of
-from revision.alignment.geometry import aligned_moments
+from tests.alignment.numbers import numbers_of
 from tests.feature_sets import cloud
 
 MAPS = [
@@ -96,7 +96,7 @@ def test_equal_clouds_give_the_identity(make, text):
 
 
 def test_phi_does_not_exceed_its_bound(make, text, image):
-    numbers = aligned_moments(fitted(make, text, image), [text])
+    numbers = numbers_of(fitted(make, text, image), text)
     assert numbers.phi <= numbers.phi_bound + 1e-12
 
 

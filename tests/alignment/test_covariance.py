@@ -16,11 +16,11 @@ from revision.alignment.covariance import (
     spread,
     times,
 )
-from revision.alignment.geometry import aligned_moments
 from revision.alignment.methods.bc import BlockCovariance
 from revision.alignment.methods.gauss_ot import GaussianTransport
 from revision.alignment.methods.ortho_gap import OrthogonalGap
 from revision.alignment.methods.wct import WhiteningColouring
+from tests.alignment.numbers import numbers_of
 from tests.feature_sets import cloud
 
 DIM = 12
@@ -200,7 +200,7 @@ def test_equal_clouds_give_the_identity(make, text):
 
 
 def test_phi_does_not_exceed_its_bound(make, text, image):
-    numbers = aligned_moments(fitted(make, text, image), [text])
+    numbers = numbers_of(fitted(make, text, image), text)
     assert numbers.phi <= numbers.phi_bound + 1e-12
 
 

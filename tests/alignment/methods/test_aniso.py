@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from revision.alignment.base import Cloud
-from revision.alignment.geometry import aligned_moments
 from revision.alignment.methods.aniso import AnisoAlign
 from revision.alignment.methods.aniso_init import AnisoInit
 from revision.alignment.moments import unit_rows
 from revision.alignment.storage import load_alignment, read_card, save_alignment
+from tests.alignment.numbers import numbers_of
 
 SMALL = {
     "rank": 8,
@@ -148,7 +148,7 @@ def test_history_holds_curves_seconds_and_the_strength_of_the_prior(aniso):
 
 
 def test_phi_stays_below_its_bound(text, aniso):
-    numbers = aligned_moments(aniso, [text])
+    numbers = numbers_of(aniso, text)
     assert numbers.phi < numbers.phi_bound
 
 

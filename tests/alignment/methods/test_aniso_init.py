@@ -6,10 +6,10 @@ import torch
 
 from revision.alignment.aniso.polar import radial_quantiles
 from revision.alignment.base import Cloud
-from revision.alignment.geometry import aligned_moments, in_sample_gap
 from revision.alignment.methods.aniso_init import AnisoInit
 from revision.alignment.moments import moments_of, unit_rows
 from revision.alignment.storage import load_alignment, save_alignment
+from tests.alignment.numbers import numbers_of
 
 
 def fitted(text: np.ndarray, image: np.ndarray, **options) -> AnisoInit:
@@ -94,10 +94,10 @@ def test_fit_does_not_depend_on_batches(text, image):
 
 def test_phi_stays_below_its_bound_and_the_gap_is_small(text, image):
     alignment = fitted(text, image)
-    numbers = aligned_moments(alignment, [text])
+    numbers = numbers_of(alignment, text)
     assert numbers.phi < numbers.phi_bound
     step = float((alignment.target_mean - alignment.centroid).norm())
-    assert in_sample_gap(alignment, numbers) <= step
+    assert numbers.in_sample_gap <= step
 
 
 def test_haar_follows_its_seed_and_keeps_the_subspace(text, image):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from revision.alignment import Cloud, MeanShift
-from revision.alignment.geometry import aligned_moments
+from tests.alignment.numbers import numbers_of
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -30,13 +30,12 @@ def test_before_projection_the_mean_is_the_image_mean_and_the_shape_is_kept(text
 
 def test_projection_leaves_a_smaller_gap_that_is_not_zero(text, image):
     alignment = fitted(text, image)
-    after = aligned_moments(alignment, [text]).aligned.mean - alignment.target_mean.numpy()
-    raw = np.linalg.norm(alignment.target_mean - alignment.source_mean)
-    assert 1e-4 < np.linalg.norm(after) < 0.3 * raw
+    numbers = numbers_of(alignment, text)
+    assert 1e-4 < numbers.in_sample_gap < 0.3 * numbers.raw_gap
 
 
 def test_phi_is_the_largest_possible(text, image):
-    numbers = aligned_moments(fitted(text, image), [text])
+    numbers = numbers_of(fitted(text, image), text)
     assert abs(numbers.phi - numbers.phi_bound) < 1e-12
 
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from revision.alignment import Cloud
-from revision.alignment.geometry import aligned_moments
 from revision.alignment.methods.mean_shift import MeanShift
 from revision.alignment.methods.ortho_gap import OrthogonalGap
 from revision.geometry.frame import principal_axes, reference_frame
+from tests.alignment.numbers import numbers_of
 from tests.feature_sets import cloud
 
 DIM = 10
@@ -65,7 +65,7 @@ def test_all_directions_leave_the_gap(text, image):
 
 def test_phi_is_the_largest_possible(text, image):
     alignment = fitted(OrthogonalGap, text, image, num_directions=3)
-    numbers = aligned_moments(alignment, text.rows())
+    numbers = numbers_of(alignment, np.concatenate(list(text.rows())))
     assert abs(numbers.phi - numbers.phi_bound) < 1e-12
 
 

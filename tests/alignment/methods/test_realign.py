@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from revision.alignment import Cloud, ReAlign, moments_of
-from revision.alignment.geometry import aligned_moments, in_sample_gap
+from revision.alignment import Cloud, MeanShift, NoAlignment, ReAlign, moments_of
 from revision.alignment.moments import moments_of_transformed
+from tests.alignment.numbers import numbers_of
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden_realign.npz"
 
@@ -50,10 +50,9 @@ def test_float32_means_reproduce_every_value_of_the_public_script(golden):
 def test_golden_gaps_and_phi(golden):
     """Raw 0.707147, final 0.00118753; Phi 0.73839 against a bound of 0.73847."""
     alignment = fitted(golden["text"], golden["image"])
-    numbers = aligned_moments(alignment, [golden["text"]])
-    raw = np.linalg.norm(numbers.source.mean - alignment.target_mean.numpy())
-    assert raw == pytest.approx(0.707147, abs=1e-6)
-    assert in_sample_gap(alignment, numbers) == pytest.approx(0.00118753, abs=1e-7)
+    numbers = numbers_of(alignment, golden["text"])
+    assert numbers.raw_gap == pytest.approx(0.707147, abs=1e-6)
+    assert numbers.in_sample_gap == pytest.approx(0.00118753, abs=1e-7)
     assert (numbers.phi, numbers.phi_bound) == pytest.approx((0.73839, 0.73847), abs=5e-6)
 
 
@@ -75,7 +74,7 @@ def test_first_projection_is_a_mean_shift_to_the_rescaled_target(text, image):
 def test_first_projection_has_the_largest_possible_phi(text, image):
     alignment = fitted(text, image)
     alignment.centroid = alignment.target_mean.clone()  # switches the centroid step off
-    numbers = aligned_moments(alignment, [text])
+    numbers = numbers_of(alignment, text)
     assert abs(numbers.phi - numbers.phi_bound) < 1e-12
 
 
@@ -89,7 +88,15 @@ def test_centroid_step_moves_the_mean_onto_the_image_mean_before_projection(text
 def test_in_sample_gap_is_below_the_length_of_the_centroid_step(text, image):
     alignment = fitted(text, image)
     step = float((alignment.target_mean - alignment.centroid).norm())
-    assert in_sample_gap(alignment, aligned_moments(alignment, [text])) <= step
+    assert numbers_of(alignment, text).in_sample_gap <= step
+
+
+def test_the_in_sample_gap_is_smaller_than_that_of_mean_shift_and_of_none(text, image):
+    gaps = []
+    for alignment in (ReAlign(), MeanShift(), NoAlignment()):
+        alignment.fit(Cloud.of(text), Cloud.of(image))
+        gaps.append(numbers_of(alignment, text).in_sample_gap)
+    assert gaps[0] < gaps[1] / 3 < gaps[2] / 9
 
 
 def test_scale_follows_from_the_norms_of_the_means(text, image):
