@@ -185,6 +185,33 @@ def test_rows_that_are_said_to_be_aligned_are_not_aligned_again(tmp_path):
         read_sets(tmp_path / "texts", tmp_path / "images")
 
 
+def test_raw_rows_do_not_pass_for_aligned_ones(tmp_path):
+    """The public script may write trace/ and its statistics into the directory of the raw rows."""
+    raw = write(tmp_path / "in" / "text_embeds_1.pkl", [text(0)])
+    write(tmp_path / "in" / "trace" / "text_embeds_1_trace.pkl", [text(1)])
+    with pytest.raises(ValueError, match="1 of 2 pickles hold aligned rows"):
+        import_pickles(tmp_path / "in", tmp_path / "set")
+    stats = {"mu_txt": row(1), "mu_img": row(2), "mu_hat": row(3), "scale": 1.0}
+    stats |= {"trace_txt": 0.5, "trace_img": 0.5}
+    write(tmp_path / "other" / "trace_stats.pkl", stats)
+    write(tmp_path / "other" / "text_embeds_1.pkl", pickle.loads(raw.read_bytes()))
+    with pytest.raises(ValueError, match="0 of 1 pickles hold aligned rows"):
+        import_pickles(tmp_path / "other", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_refused_import_leaves_the_map_of_the_one_before(tmp_path):
+    stats = {"mu_txt": row(1), "mu_img": row(2), "mu_hat": row(3), "scale": 1.0}
+    stats |= {"trace_txt": 0.5, "trace_img": 0.5}
+    for name, scale in (("in", 1.0), ("other", 2.0)):
+        write(tmp_path / name / "trace_stats.pkl", stats | {"scale": scale})
+        write(tmp_path / name / "trace" / f"{name}_trace.pkl", [text(0)])
+    import_pickles(tmp_path / "in", tmp_path / "set")
+    with pytest.raises(ValueError, match="begun with other files"):
+        import_pickles(tmp_path / "other", tmp_path / "set")
+    assert load_alignment(tmp_path / "set" / "alignment").gain == 1.0
+
+
 def test_incomplete_statistics_are_refused(tmp_path):
     write(tmp_path / "in" / "x.pkl", [text(0)])
     write(tmp_path / "in" / "trace_stats.pkl", {"mu_txt": row(0)})

@@ -1,4 +1,4 @@
-"""Public ReVision and Unicorn pickles to feature sets, and back.
+"""Public ReVision and Unicorn pickles to feature sets (back: `revision_pkl_export.py`).
 
     <dir>/text_embeds_1.pkl ...     [{"id", "caption", "embed"}]      -> a feature set
     <dir>/image_embeds_1.pkl ...    [{"id", "image_path", "embed"}]   -> a feature set
@@ -10,7 +10,6 @@ Departs from the public readers in that parts are read in numeric order, duplica
 go to `quarantine.jsonl`, and no file that is not a list of records is taken for data.
 """
 
-import pickle
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -22,8 +21,8 @@ import torch
 
 from revision.alignment.base import AlignmentMap
 from revision.alignment.methods.realign import ReAlign
-from revision.alignment.storage import alignment_digest, load_alignment, save_alignment
-from revision.files import claim, explained, file_digest, replacing
+from revision.alignment.storage import alignment_digest, save_alignment
+from revision.files import claim, file_digest
 from revision.pickles import read_pickle
 from revision.progress import track
 from revision.records import Record, Rejection, SeenIds
@@ -32,7 +31,6 @@ from revision.shards import (
     GRID_ROWS,
     Header,
     Kind,
-    ShardReader,
     ShardWriter,
     check_rows,
     shard_name,
@@ -41,8 +39,7 @@ from revision.shards import (
 
 STATS_NAME = "trace_stats.pkl"
 STATS_KEYS = {"mu_txt", "mu_img", "mu_hat", "scale", "trace_txt", "trace_img"}
-RECORDS_PER_FILE = 200_000  # embed.py --records_per_pkl
-_CONTENT_KEYS: dict[Kind, str] = {"text": "caption", "image": "image_path"}
+CONTENT_KEYS: dict[Kind, str] = {"text": "caption", "image": "image_path"}
 
 Embedded = tuple[Record, np.ndarray]
 
@@ -64,17 +61,19 @@ def import_pickles(
     names are those of the raw ones; `align.py` then refuses to align them a second time.
 
     Raises:
-        ValueError: no record pickle, texts and images mixed, or another import owns `output_dir`.
+        ValueError: no record pickle, texts and images or raw and aligned rows mixed, or another
+            import owns `output_dir`.
     """
     files = _record_files(input_dir)
-    alignment = None
-    if (input_dir / STATS_NAME).exists():
-        alignment = alignment_of(input_dir / STATS_NAME)
-        save_alignment(alignment, output_dir / "alignment", {"imported": STATS_NAME})
-        output_dir = output_dir / "shards"
+    alignment = _imported_map(input_dir, files)
+    parent = output_dir
+    if alignment is not None:
+        output_dir = parent / "shards"
     chosen = _kind_of(files[0]) if kind == "auto" else _as_kind(kind)
     digests = {file.name: file_digest(file) for file in track(files, "digest pickles")}
     claim(output_dir, {"files": digests, "kind": chosen, "rows_per_shard": rows_per_shard})
+    if alignment is not None:  # only now: the directory is known to be of this import
+        save_alignment(alignment, parent / "alignment", {"imported": STATS_NAME})
     entries = _entries(files, chosen)
     num_shards = 0
     while chunk := list(islice(entries, rows_per_shard)):
@@ -102,6 +101,29 @@ def _record_files(directory: Path) -> list[Path]:
     return sorted(files, key=lambda f: [int(p) if p.isdigit() else p for p in _parts(f.name)])
 
 
+def _imported_map(directory: Path, files: list[Path]) -> ReAlign | None:
+    """The map of `trace_stats.pkl`, where there is one.
+
+    Raises:
+        ValueError: not all rows have been through one map, though the set could say only one thing.
+    """
+    stats = directory / STATS_NAME
+    alignment = alignment_of(stats) if stats.exists() else None
+    num_traced = sum(_is_traced(file) for file in files)
+    if num_traced not in (0, len(files)) or (alignment is not None and not num_traced):
+        raise ValueError(
+            f"{directory}: {num_traced} of {len(files)} pickles hold aligned rows (*_trace.pkl), "
+            f"{STATS_NAME} is {'there' if alignment else 'not there'}: raw rows would pass for "
+            f"aligned ones; give trace/ with {STATS_NAME} and raw pickles in two directories"
+        )
+    return alignment
+
+
+def _is_traced(file: Path) -> bool:
+    """Whether embed_ReAlign.py named the file."""
+    return file.stem.endswith("_trace")
+
+
 def _parts(name: str) -> list[str]:
     return re.split(r"(\d+)", name)
 
@@ -113,7 +135,7 @@ def _identity(
     if alignment is not None:
         digest = alignment_digest(alignment)
         return {"name": alignment.name, "options": alignment.options(), "sha256": digest}
-    if all(file.stem.endswith("_trace") for file in files):  # the name embed_ReAlign.py gives
+    if all(map(_is_traced, files)):
         aligned = aligned or "realign"
     return {"name": aligned, "options": {}, "sha256": "unknown"} if aligned else None
 
@@ -130,7 +152,7 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
 
 
 def _as_kind(kind: str) -> Kind:
-    for known in _CONTENT_KEYS:
+    for known in CONTENT_KEYS:
         if kind == known:
             return known
     raise ValueError(f"kind is auto, text or image, not {kind!r}")
@@ -138,7 +160,7 @@ def _as_kind(kind: str) -> Kind:
 
 def _kind_of(path: Path) -> Kind:
     first = next(iter(_read_list(path)), {})
-    for kind, key in _CONTENT_KEYS.items():
+    for kind, key in CONTENT_KEYS.items():
         if key in first:
             return kind
     raise ValueError(f"{path}: its first record has neither 'caption' nor 'image_path'; give kind=")
@@ -168,18 +190,18 @@ class _Unusable(Exception):
 
 def _embedded(fields: dict[str, Any], kind: Kind, file: Path) -> Embedded:
     """A public record as ours: ids become text, other keys are carried in the metadata."""
-    other = next(key for other, key in _CONTENT_KEYS.items() if other != kind)
-    if other in fields and _CONTENT_KEYS[kind] not in fields:
+    other = next(key for other, key in CONTENT_KEYS.items() if other != kind)
+    if other in fields and CONTENT_KEYS[kind] not in fields:
         raise ValueError(
-            f"{file}: records with {other!r} where {_CONTENT_KEYS[kind]!r} is expected; texts and "
+            f"{file}: records with {other!r} where {CONTENT_KEYS[kind]!r} is expected; texts and "
             "images are two feature sets: put their pickles into two directories"
         )
     rest = {key: _storable(value) for key, value in fields.items() if key != "embed"}
-    id, content = rest.pop("id", None), rest.pop(_CONTENT_KEYS[kind], None)
+    id, content = rest.pop("id", None), rest.pop(CONTENT_KEYS[kind], None)
     if id is None or id == "":
         raise _Unusable("missing id")
     if not isinstance(content, str) or not content.strip():
-        raise _Unusable(f"empty {_CONTENT_KEYS[kind]}")
+        raise _Unusable(f"empty {CONTENT_KEYS[kind]}")
     if fields.get("embed") is None:
         raise _Unusable("no feature: 'embed' is missing")
     if not isinstance(id, str):
@@ -241,70 +263,3 @@ def alignment_of(stats_path: Path) -> ReAlign:
         setattr(alignment, name, torch.tensor(np.asarray(value, np.float64)))
     alignment.source_count, alignment.target_count = torch.tensor(0), torch.tensor(0)
     return alignment
-
-
-def export_pickles(
-    input_dir: Path, output_dir: Path, *, records_per_file: int = RECORDS_PER_FILE
-) -> list[Path]:
-    """Write a feature set, or what `align.py` wrote, as the public scripts would have.
-
-    Raises:
-        ValueError: a record has several rows (the public format has one), or other pickles are
-            in `output_dir`, where the public scripts would take them for data.
-    """
-    stats = _export_stats(input_dir, output_dir)
-    reader = ShardReader(input_dir / "shards" if (input_dir / "shards").is_dir() else input_dir)
-    header = reader.header
-    digests = {shard.name: shard.sha256 for shard in header.shards}
-    claim(output_dir, {"shards": digests, "records_per_file": records_per_file})
-    aligned = header.alignment is not None
-    folder, suffix = (output_dir / "trace", "_trace") if aligned else (output_dir, "")
-    records = _public_records(reader)
-    paths: list[Path] = []
-    while chunk := list(islice(records, records_per_file)):
-        paths.append(folder / f"{header.kind}_embeds_{len(paths) + 1}{suffix}.pkl")
-        _write_pickle(paths[-1], chunk)
-    return paths + stats
-
-
-def _public_records(reader: ShardReader) -> Iterator[dict[str, Any]]:
-    key = _CONTENT_KEYS[reader.header.kind]
-    for block in track(range(len(reader.blocks)), "export pickles"):
-        rows = np.array(reader.features(block))
-        position = 0
-        for record, count in zip(reader.records(block), reader.row_counts(block), strict=True):
-            if count > 1:
-                raise ValueError(
-                    f"record {record.id!r} has {count} feature rows, the public format has one"
-                )
-            if count == 1:  # a text-only record has no place in a file of features
-                yield _public_record(record, key, rows[position])
-                position += 1
-
-
-def _public_record(record: Record, key: str, row: np.ndarray) -> dict[str, Any]:
-    metadata = dict(record.metadata)
-    content = record.text if key == "caption" else record.images[0]
-    id = metadata.pop("public_id", record.id)
-    return {"id": id, key: content} | metadata | {"embed": row.copy()}
-
-
-def _export_stats(input_dir: Path, output_dir: Path) -> list[Path]:
-    if not (input_dir / "alignment").is_dir():
-        return []
-    alignment = load_alignment(input_dir / "alignment")
-    if not isinstance(alignment, ReAlign):
-        return []
-    mean = {"mu_txt": "source_mean", "mu_img": "target_mean", "mu_hat": "centroid"}
-    number = {"scale": "scale", "trace_txt": "source_trace", "trace_img": "target_trace"}
-    stats: dict[str, Any] = {
-        key: getattr(alignment, name).float().numpy() for key, name in mean.items()
-    }
-    stats |= {key: float(getattr(alignment, name)) for key, name in number.items()}
-    _write_pickle(output_dir / STATS_NAME, stats | {"strict_finite": True})
-    return [output_dir / STATS_NAME]
-
-
-def _write_pickle(path: Path, content: Any) -> None:
-    with replacing(path) as file, explained(path):
-        pickle.dump(content, file, protocol=4)
