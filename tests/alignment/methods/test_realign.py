@@ -78,6 +78,16 @@ def test_first_projection_has_the_largest_possible_phi(text, image):
     assert abs(numbers.phi - numbers.phi_bound) < 1e-12
 
 
+def test_without_trace_and_centroid_step_it_is_the_mean_shift(text, image):
+    alignment = fitted(text, image, trace=False, centroid=False)
+    shifted = MeanShift()
+    shifted.fit(Cloud.of(text), Cloud.of(image))
+    assert abs(fitted(text, image).gain - 1) > 1e-3  # so that the trace step would be seen
+    rows = torch.tensor(unit(text))
+    expected = shifted.transform(rows.clone())
+    assert (alignment.transform(rows) - expected).abs().max() < 1e-14
+
+
 def test_centroid_step_moves_the_mean_onto_the_image_mean_before_projection(text, image):
     alignment = fitted(text, image)
     step = alignment.target_mean - alignment.centroid
