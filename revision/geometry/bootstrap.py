@@ -9,8 +9,8 @@ version) share one group and hence one count; groups are drawn apart.
 
 The interval holds the central `level` of the statistics of the draws. Two cautions, both tests.
 Resampling pushes a norm of a mean up as sampling did: the square of a gap by its floor squared, so
-that plain percentiles near the floor lie above the estimate. `bootstrap_gap` takes that bias off
-the squares, and every interval states its bias. And copies of a row are each other's nearest
+that plain percentiles near the floor lie above the estimate. Every interval states its bias, and
+`intervals` takes it off, of a length in its square. And copies of a row are each other's nearest
 neighbours, so kNN statistics must not be recomputed on drawn rows: their per-row contributions are
 resampled with the neighbours kept as they are.
 
@@ -19,8 +19,7 @@ Letters: n rows of a group, w counts, F features of the rows, W counts of many d
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from math import sqrt
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -108,35 +107,18 @@ def bootstrap_rows(
     )
 
 
-def bootstrap_gap(
-    source: Float64[np.ndarray, "n dim"],
-    target: Float64[np.ndarray, "m dim"],
-    *,
-    paired: bool,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = 0,
+def bootstrap_squared_gap(
+    groups: Sequence[tuple[Features, ...]], *, draws: int = DRAWS, seed: int = 0
 ) -> Interval:
-    """Interval of |mean(target) - mean(source)|, corrected in its square; pairs stay together.
+    """Interval of the squared distance of two means: of [(text, image)], or [(text,), (image,)].
 
-    Read it as the gap to expect of as many rows, which is never below the floor. `bias` is what the
-    correction took off: how far the draws lie above the estimate.
+    Its `bias` is the squared floor; `intervals.length_number` takes it off and takes the root.
     """
-    square = bootstrap_means(
-        lambda one, two: float(((two - one) ** 2).sum()),
-        [(source, target)] if paired else [(source,), (target,)],
-        draws=draws,
-        level=level,
-        seed=seed,
-    )
-    estimate = sqrt(square.estimate)
-    return replace(
-        square,
-        estimate=estimate,
-        low=sqrt(max(0.0, square.low - square.bias)),
-        high=sqrt(max(0.0, square.high - square.bias)),
-        bias=sqrt(max(0.0, square.estimate + square.bias)) - estimate,
-    )
+
+    def square(one: np.ndarray, two: np.ndarray) -> float:
+        return float(np.square(two - one).sum())
+
+    return bootstrap_means(square, groups, draws=draws, seed=seed)
 
 
 def pair_weights(counts: Int64[np.ndarray, " n"], pairs: Pairs) -> Float64[np.ndarray, " pairs"]:

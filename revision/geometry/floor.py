@@ -21,13 +21,6 @@ import numpy as np
 from jaxtyping import Float64
 
 
-def sampling_floor(trace: float, count: int) -> float:
-    """sqrt(tr / n): root mean square distance of a mean of `count` rows from the true mean."""
-    if count < 1:
-        raise ValueError(f"a mean of {count} rows has no sampling error; give at least one row")
-    return sqrt(trace / count)
-
-
 def unpaired_noise(
     target_trace: float, num_target: int, source_trace: float, num_source: int, scale: float = 1.0
 ) -> float:
@@ -35,8 +28,7 @@ def unpaired_noise(
 
     With aligned rows and scale 1 the test noise, with text rows and the map's scale the fit noise.
     """
-    source = scale * sampling_floor(source_trace, num_source)
-    return sampling_floor(target_trace, num_target) ** 2 + source**2
+    return target_trace / num_target + scale**2 * source_trace / num_source
 
 
 def paired_noise(

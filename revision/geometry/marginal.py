@@ -1,6 +1,5 @@
-"""How far two clouds differ in mean and covariance, without pairs.
+"""How far two clouds differ in covariance, without pairs.
 
-    G_mu      = |mu_x - mu_y|
     G_Sigma   = |S_x - S_y|_F / (|S_x|_F + e)         the absolute |S_x - S_y|_F beside it
     C_lambda  = corr(ln l(S_x), ln l(S_y))            eigenvalues in descending order
     O_q       = |U_x^T U_y|_F^2 / q                   U the leading q eigenvectors of each
@@ -12,7 +11,7 @@ G_Sigma next to O_128 = 0.441 is more plausible for the absolute form, hence bot
 Cautions: C_lambda is 1 for any two power laws, whatever their exponents, so it cannot show that the
 exponents agree. Random subspaces have O_q = q / d on average (Lemma A.1).
 
-Letters: x image, y text; mu mean, S covariance, l eigenvalue, d the width.
+Letters: x image, y text; S covariance, l eigenvalue, d the width.
 """
 
 from dataclasses import dataclass
@@ -21,8 +20,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.linalg import subspace_angles
 
-from revision.geometry.frame import principal_axes
-from revision.geometry.spectrum import eigenvalues, usable_ranks
+from revision.geometry.spectrum import usable_ranks
 
 EPSILON = 1e-12
 OVERLAP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -33,45 +31,11 @@ Matrix = Float64[np.ndarray, "dim dim"]
 
 @dataclass(frozen=True)
 class Overlap:
-    """O_q of the leading q directions, its expectation q / d for random ones, and the angles."""
+    """O_q of the leading q directions, and its expectation q / d for random ones."""
 
     size: int
     value: float
     null: float
-    smallest_angle: float
-    largest_angle: float
-
-
-@dataclass(frozen=True)
-class Marginals:
-    """How two clouds differ; angles inside `overlaps` are in radians."""
-
-    mean_gap: float
-    covariance_gap: float
-    covariance_gap_absolute: float
-    spectral_correlation: float
-    spectral_correlation_half: float
-    overlaps: tuple[Overlap, ...]
-
-
-def compare_marginals(
-    source_mean: Vector, source_covariance: Matrix, target_mean: Vector, target_covariance: Matrix
-) -> Marginals:
-    """Everything above; sizes of subspaces beyond the width are left out."""
-    source, target = eigenvalues(source_covariance), eigenvalues(target_covariance)
-    return Marginals(
-        mean_gap=mean_gap(source_mean, target_mean),
-        covariance_gap=covariance_gap(source_covariance, target_covariance),
-        covariance_gap_absolute=float(np.linalg.norm(target_covariance - source_covariance)),
-        spectral_correlation=spectral_correlation(source, target),
-        spectral_correlation_half=spectral_correlation(source, target, len(source) // 2),
-        overlaps=overlap_curve(source_covariance, target_covariance),
-    )
-
-
-def mean_gap(source_mean: Vector, target_mean: Vector) -> float:
-    """G_mu."""
-    return float(np.linalg.norm(target_mean - source_mean))
 
 
 def covariance_gap(source_covariance: Matrix, target_covariance: Matrix) -> float:
@@ -98,14 +62,13 @@ def spectral_correlation(source: Vector, target: Vector, ranks: int | None = Non
 
 
 def overlap_curve(
-    source_covariance: Matrix, target_covariance: Matrix, sizes: tuple[int, ...] = OVERLAP_SIZES
+    source_axes: Matrix, target_axes: Matrix, sizes: tuple[int, ...] = OVERLAP_SIZES
 ) -> tuple[Overlap, ...]:
-    """O_q and principal angles for every q of `sizes` that is not beyond the width."""
-    source, target = (principal_axes(c)[1] for c in (source_covariance, target_covariance))
-    squares = np.cumsum(np.cumsum((source.T @ target) ** 2, axis=0), axis=1)
-    dim = len(source)
+    """O_q for every q of `sizes` that is not beyond the width, given the principal axes."""
+    squares = np.cumsum(np.cumsum((source_axes.T @ target_axes) ** 2, axis=0), axis=1)
+    dim = len(squares)
     return tuple(
-        _overlap(size, dim, float(squares[size - 1, size - 1]), source, target)
+        Overlap(size, float(squares[size - 1, size - 1]) / size, size / dim)
         for size in sizes
         if size <= dim
     )
@@ -119,14 +82,3 @@ def principal_angles(
     Small angles come from their sine (scipy's method), where arccos would lose half the digits.
     """
     return subspace_angles(one, two)
-
-
-def _overlap(size: int, dim: int, squares: float, source: Matrix, target: Matrix) -> Overlap:
-    angles = principal_angles(source[:, :size], target[:, :size])
-    return Overlap(
-        size=size,
-        value=squares / size,
-        null=size / dim,
-        smallest_angle=float(angles[-1]),
-        largest_angle=float(angles[0]),
-    )

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from revision.geometry import angles, marginal, spectrum
-from revision.geometry.bootstrap import bootstrap_means
+from revision.geometry.bootstrap import bootstrap_means, bootstrap_squared_gap
 from revision.geometry.frame import Frame, principal_axes, reference_frame
 from revision.geometry.intervals import (
     Json,
@@ -178,7 +178,7 @@ def _bias(
     found: Json = {}
     for name, (basis, floor) in floors.items():
         parts = groups if basis is None else [tuple(a @ basis for a in g) for g in groups]
-        square = bootstrap_means(_squared_distance, parts, **options.resampling)
+        square = bootstrap_squared_gap(parts, **options.resampling)
         found[name] = length_number(square, null=max(sqrt(max(floor, 0.0)), SMALLEST_FLOOR))
     energy = max(found["gap"]["value"] ** 2, np.finfo(float).tiny)
     rest = 1 - share
@@ -187,21 +187,17 @@ def _bias(
     return found
 
 
-def _squared_distance(one: np.ndarray, two: np.ndarray) -> float:
-    difference = two - one
-    return float(difference @ difference)
-
-
 def _marginals(text: Rows, image: Rows, frame: Frame) -> Json:
     """Covariances against covariances, no pairs needed."""
     covariances = spectrum.covariance_of(text), spectrum.covariance_of(image)
-    leading = [principal_axes(c)[1][:, : frame.rank] for c in covariances]
+    axes = [principal_axes(c)[1] for c in covariances]
+    leading = [each[:, : frame.rank] for each in axes]
     sizes = tuple(size for size in marginal.OVERLAP_SIZES if size < len(frame.values))
-    overlaps = marginal.overlap_curve(*covariances, sizes)
+    overlaps = marginal.overlap_curve(axes[0], axes[1], sizes)
     return {
         **jackknife_covariances([text, image], _covariance_gaps),
         "overlaps": [number(o.value, null=o.null) | {"size": o.size} for o in overlaps],
-        "angles": np.degrees(marginal.principal_angles(*leading)).tolist(),
+        "angles": np.degrees(marginal.principal_angles(leading[0], leading[1])).tolist(),
     }
 
 

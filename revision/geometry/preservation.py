@@ -2,7 +2,7 @@
 
     Phi     = mean(y_i . z_i)                            cosine with the row itself
     Psi     = corr(y_i . y_j, z_i . z_j)                 over random pairs i != j
-    Omega_k = mean |N_k^Y(i) and N_k^Z(i)| / k           neighbours kept, within the text rows
+    Omega_k = mean |N_k^Y(i) and N_k^Z(i)| / k           neighbours kept (`neighbours`)
     Phi    <= mean|y + v| - v . mean(z)                  for any v; equality iff z = Norm(y + v)
 
 The identity has Phi = Psi = Omega = 1; a common rotation of all outputs leaves Psi and Omega at 1.
@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float64
 
 from revision.geometry.angles import NUM_PAIRS, pair_cosines, random_pairs
-from revision.geometry.neighbours import nearest_others, neighbour_overlap
 
 Rows = Float64[np.ndarray, "n dim"]
 PerPair = Float64[np.ndarray, " pairs"]
@@ -39,14 +38,6 @@ def psi(text: Rows, aligned: Rows, *, count: int = NUM_PAIRS, seed: int = 0) -> 
     """Correlation of the pairwise cosines before and after."""
     pairs = random_pairs(len(text), count, seed)
     return pearson(pair_cosines(text, pairs), pair_cosines(aligned, pairs))
-
-
-def omega_rows(text: Rows, aligned: Rows, size: int) -> Float64[np.ndarray, " n"]:
-    """Share of the neighbours of each row that are kept; the mean is Omega_k.
-
-    For several maps or sizes search the text once and use `neighbour_overlap` on the results.
-    """
-    return neighbour_overlap(nearest_others(text, size), nearest_others(aligned, size), size)
 
 
 def pearson(one: PerPair, two: PerPair, weights: PerPair | None = None) -> float:

@@ -6,12 +6,13 @@ from revision.geometry import bootstrap as module
 from revision.geometry.angles import pair_cosines, random_pairs
 from revision.geometry.bootstrap import (
     bootstrap,
-    bootstrap_gap,
     bootstrap_means,
     bootstrap_rows,
+    bootstrap_squared_gap,
     pair_weights,
 )
 from revision.geometry.floor import paired_noise
+from revision.geometry.intervals import length_number
 from revision.geometry.neighbours import mixing
 from tests.geometry.clouds import pairs, unit
 
@@ -49,10 +50,11 @@ def test_counts_are_rows_drawn_with_replacement():
 
 def test_the_same_seed_gives_the_same_interval_in_any_blocks(monkeypatch):
     text, image = pairs(0, 40)
-    one = bootstrap_gap(text, image, paired=False, draws=90)
+    groups = [(text,), (image,)]
+    one = bootstrap_squared_gap(groups, draws=90)
     monkeypatch.setattr(module, "BLOCK_COUNTS", 200)
-    assert vars(bootstrap_gap(text, image, paired=False, draws=90)) == pytest.approx(vars(one))
-    assert bootstrap_gap(text, image, paired=False, draws=90, seed=1).low != one.low
+    assert vars(bootstrap_squared_gap(groups, draws=90)) == pytest.approx(vars(one))
+    assert bootstrap_squared_gap(groups, draws=90, seed=1).low != one.low
 
 
 def test_pairs_stay_together():
@@ -60,8 +62,8 @@ def test_pairs_stay_together():
     rng = np.random.default_rng(0)
     text = rng.standard_normal((80, 4))
     image = text + np.eye(4)[0] + 0.05 * rng.standard_normal((80, 4))
-    together = bootstrap_gap(text, image, paired=True)
-    apart = bootstrap_gap(text, image, paired=False)
+    together = bootstrap_squared_gap([(text, image)])
+    apart = bootstrap_squared_gap([(text,), (image,)])
     assert together.high - together.low < 0.2 * (apart.high - apart.low)
     assert together.estimate == apart.estimate
 
@@ -73,7 +75,7 @@ def test_groups_of_other_lengths_are_drawn_apart():
     )
     assert found.low < found.estimate < found.high
     with pytest.raises(ValueError, match=r"arrays of one group have \[20, 50\] rows"):
-        bootstrap_gap(text, image[:20], paired=True)
+        bootstrap_squared_gap([(text, image[:20])])
 
 
 def test_plain_percentiles_of_a_gap_at_its_floor_miss_the_estimate():
@@ -81,11 +83,11 @@ def test_plain_percentiles_of_a_gap_at_its_floor_miss_the_estimate():
     rng = np.random.default_rng(0)
     text, image = rng.standard_normal((2, 60, 20))
     plain = bootstrap_means(lambda y, x: float(np.linalg.norm(x - y)), [(text, image)], draws=400)
-    corrected = bootstrap_gap(text, image, paired=True, draws=400)
+    square = bootstrap_squared_gap([(text, image)], draws=400)
+    corrected = length_number(square)
     assert plain.low > plain.estimate
-    assert corrected.low < corrected.estimate < corrected.high
-    again = np.sqrt(corrected.estimate**2 + paired_noise(text, image))
-    assert corrected.estimate + corrected.bias == pytest.approx(again, rel=0.03)
+    assert corrected["low"] < corrected["value"] < corrected["high"]
+    assert square.bias == pytest.approx(paired_noise(text, image), rel=0.1)
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.5, 3.0])
@@ -95,8 +97,9 @@ def test_gap_interval_covers_the_gap_to_expect_of_as_many_rows(gap):
     found = []
     for _ in range(60):
         text, image = rng.standard_normal((2, 60, 20))
-        found.append(bootstrap_gap(text, image + gap * np.eye(20)[0], paired=True, draws=200))
-    assert np.mean([f.low <= expected <= f.high for f in found]) > 0.85  # measured 0.93 to 1
+        groups = [(text, image + gap * np.eye(20)[0])]
+        found.append(length_number(bootstrap_squared_gap(groups, draws=200)))
+    assert np.mean([f["low"] <= expected <= f["high"] for f in found]) > 0.85  # measured 0.93 to 1
 
 
 def test_neighbours_must_not_be_searched_among_drawn_rows():

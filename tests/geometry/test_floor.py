@@ -1,28 +1,17 @@
 import numpy as np
 import pytest
 
-from revision.geometry.floor import paired_noise, predicted_gap, sampling_floor, unpaired_noise
+from revision.geometry.floor import paired_noise, predicted_gap, unpaired_noise
 from tests.geometry.clouds import pairs
 
 
 @pytest.mark.parametrize(("count", "floor"), [(10_000, 0.0112), (100_000, 0.0036)])
 def test_published_residual_gives_the_published_held_out_gap(count, floor):
     """0.012 at 10 000 pairs is the floor; 2.64e-4 at 100 000 is far below it: in-sample."""
-    assert sampling_floor(1.264, count) == pytest.approx(floor, abs=5e-5)
-    assert sampling_floor(1.264, 100_000) > 10 * 2.64e-4
-
-
-def test_sampling_floor_is_the_error_of_a_mean():
-    rows = np.random.default_rng(0).standard_normal((400, 50, 8))
-    measured = np.sqrt((rows.mean(1) ** 2).sum(1).mean())
-    assert sampling_floor(8.0, 50) == pytest.approx(measured, rel=0.05)
-    with pytest.raises(ValueError, match="mean of 0 rows"):
-        sampling_floor(1.0, 0)
-
-
-def test_noise_of_injected_gaussians_is_a_floor_too():
-    """sigma sqrt(d / N): 0.0203 at 1280 dimensions and 1e5 rows gives the 0.0023 reported of C3."""
-    assert sampling_floor(1280 * 0.0203**2, 100_000) == pytest.approx(0.0023, abs=5e-5)
+    half = np.full((count // 2, 1), np.sqrt(1.264))
+    noise = paired_noise(np.zeros((count, 1)), np.concatenate([half, -half]))
+    assert predicted_gap(noise, 0.0) == pytest.approx(floor, abs=5e-5)
+    assert floor > 10 * 2.64e-4
 
 
 @pytest.mark.parametrize("fitted", [40, 400])

@@ -4,8 +4,13 @@ import torch
 
 from revision.alignment import Cloud, ReAlign
 from revision.geometry.angles import random_pairs
-from revision.geometry.preservation import omega_rows, pearson, phi, phi_bound, psi
+from revision.geometry.neighbours import nearest_others, neighbour_overlap
+from revision.geometry.preservation import pearson, phi, phi_bound, psi
 from tests.geometry.clouds import pairs, rotation, unit
+
+
+def omega_rows(text: np.ndarray, aligned: np.ndarray, size: int) -> np.ndarray:
+    return neighbour_overlap(nearest_others(text, size), nearest_others(aligned, size), size)
 
 
 def test_identity_keeps_everything():
