@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from revision.alignment import AlignmentMap, Cloud, MeanShift, NoAlignment, ReAlign, moments_of
+from revision.alignment.methods.c3 import C3
+from revision.alignment.noise import row_keys
 from tests.alignment.numbers import numbers_of
 from tests.feature_sets import cloud
 
@@ -141,3 +143,24 @@ def test_an_unfitted_map_refuses_rows(make, text):
 def test_one_row_is_not_a_distribution(make, text, image):
     with pytest.raises(ValueError, match="from 1 source and 170"):
         fitted(make, text[:1], image)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_cloud_without_spread_has_trace_zero(text, seed):
+    """Rounding would leave up to 5e-14 of either sign, and a scale that is nan."""
+    point = np.random.default_rng(seed).standard_normal((1, 24))
+    alignment = fitted(lambda: ReAlign(centroid=False), text, np.repeat(point, 30, axis=0))
+    assert float(alignment.target_trace) == 0.0
+    assert alignment.gain == 0.0
+
+
+def test_bad_rows_become_nan_and_the_others_keep_their_own_noise(text, image):
+    alignment = fitted(lambda: C3(std=0.1), text, image)
+    keys = row_keys([str(i) for i in range(len(text))], 0)
+    rows = torch.tensor(text)
+    expected = alignment(rows, keys)
+    rows[[0, 5]] = torch.tensor([[0.0], [torch.inf]], dtype=rows.dtype)
+    mapped, bad = alignment.map_good(rows, keys)
+    assert bad.nonzero()[:, 0].tolist() == [0, 5]
+    assert mapped[bad].isnan().all()
+    assert torch.equal(mapped[~bad], expected[~bad])
