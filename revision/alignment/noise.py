@@ -1,6 +1,6 @@
 """Noise on text rows: what text-only training adds so that a projector meets a whole region.
 
-    z = Norm(a + e)        a the aligned text row, e drawn anew for each row in each epoch
+    z = Norm(a + e)        a the mapped text row, e drawn anew for each row and epoch
 
     gaussian     e = sigma n,               n ~ N(0, I)
     fixed_norm   e = (r / sqrt(d)) n        the same E|e|^2 = r^2 at every width
@@ -13,6 +13,9 @@ close/model/language_adapters.py:22-34 (std); LinCIR, navervision/lincir@1dec42d
 train_phi.py:229-234 (scaled). The expected cosine of a unit row with its gaussian copy is about
 1 / sqrt(1 + sigma^2 d): a variance given as a standard deviation changes it by an order of
 magnitude, so fields are called `std` or `variance`, never `noise`.
+With a map, a is where `move` puts the row, before the last projection, as in C3; it need not be of
+norm 1. Rows that were aligned and stored before are of norm 1, so that `collapse` in the shards and
+noise in the training is less noise than both in one map (see `Disturbed`).
 Departs from the sources in where randomness comes from: e is a function of (seed, row key, width)
 alone, and the key one of (record id, epoch), so batches, workers and shards change nothing. Key and
 column are hashed to 64 bits (splitmix64's mixer), whose halves give two normal numbers by the

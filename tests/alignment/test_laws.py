@@ -135,6 +135,7 @@ def test_the_docstring_has_formula_source_cost_and_need_of_pairs(name) -> None:
     assert re.search(r"^    .*=", text, re.MULTILINE), "a formula, indented"
     assert re.search(r"^Source", text, re.MULTILINE), "its source"
     assert re.search(r"arXiv:\d{4}\.\d{5}|[\w-]+/[\w.-]+@[0-9a-f]{7}|no paper", text)
+    assert re.search(r"\bDeparts from\b|no paper", text), "where it is not its source"
     assert re.search(r"\bCosts?\b", text), "what it costs"
     assert re.search(r"\b(no|needs?) pairs\b|\bunpaired\b", text, re.IGNORECASE)
     assert re.search(r"\bneeds pairs\b", text, re.IGNORECASE) or not method(name).needs_pairs

@@ -7,6 +7,8 @@ training and at inference, so mu_x travels in the model directory: a model train
 without it. The gap is to be measured against x', never against x.
 Source: "collapse" of arXiv:2401.08567; arXiv:2412.14384, xfactlab/I0T@b06fa45
 src/features.py:35-58; arXiv:2507.19054; arXiv:2602.03098.
+Departs from the last two in what is taken away: the means are of all fitting rows, where TextME
+takes 5,000 by default, and rows are of one modality, where GR-CLIP also mixes both in a document.
 Cost: one pass over each modality, one addition per number of texts and images.
 Needs no pairs.
 Letters: x image row, y text row, mu_x image mean, mu_y text mean.

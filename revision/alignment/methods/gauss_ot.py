@@ -14,8 +14,10 @@ values, M = Sigma_x^(1/2) Sigma_y^(1/2) = U S V^T -> V S V^T, since the product 
 square the condition number.
 
 Source: the Monge map between Gaussians (Bures metric), a standard result; no paper on the modality
-gap evaluates it. The interpolation and the ridge rho, Sigma + rho (tr Sigma / d) I on both sides,
-are this project's. s is of the covariances without their ridge.
+gap evaluates it.
+Departs from it in the interpolation, in the ridge rho, Sigma + rho (tr Sigma / d) I on both sides,
+and in what follows z~, the projection and ReAlign's centroid step. s is of the covariances without
+their ridge.
 Costs 3 passes over text (moments, centroid, apply) and 1 over images; 3 d x d matrices (13 MB each
 at d = 1280), two eigendecompositions and one SVD (d^3), d^2 multiplications a row. Needs no pairs,
 but d + 1 rows a side at least and 10 d to be trusted.

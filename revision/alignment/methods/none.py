@@ -3,6 +3,7 @@
     z = Norm(y)
 
 Source: "No Align" of arXiv:2602.07026, Tab. 1.
+Departs from it in nothing but float64 on the way to unit norm.
 Cost: one pass over each modality, whose moments only reports need.
 Needs no pairs.
 """

@@ -8,8 +8,8 @@ most of the variance, stay untouched: V_k^T (y - a g') = V_k^T y. With the joint
 -gamma, the orthogonal bias, at a = 1: it is removed and beta, the bias inside U, is left, an
 ablation of the decomposition in revision/geometry/frame.py.
 
-Source: arXiv:2603.29080, as quoted by third parties, who give no k; the joint basis and k = 128
-(the rank of the reference frame) are this project's.
+Source: arXiv:2603.29080, as quoted by third parties, who give no k.
+Departs from it in the joint basis and in k = 128, the rank of the reference frame.
 Costs 2 passes over text (moments, apply) and 1 over images; two d x d covariances (13 MB each at
 d = 1280) while fitting, one eigendecomposition (d^3), d additions a row. Needs no pairs, but more
 than k rows of each cloud whose directions are taken.
