@@ -34,7 +34,7 @@ from revision.geometry.decomposition import (
 )
 from revision.geometry.frame import Frame, reference_frame
 from revision.geometry.gradients import Gradients, cosine, leakage, match
-from revision.geometry.phantom import phantom_drift
+from revision.geometry.phantom import matched_drift
 from revision.geometry.spectrum import covariance_of, eigenvalues, kappa_eff
 
 EPSILON = 1e-12  # under the drift, for a gap without a part in V
@@ -71,6 +71,7 @@ class GapTracker:
         reference = self._reference(step, now)
         gap = image.mean(0) - text.mean(0)
         residual = covariance_of(image - text)
+        drift = matched_drift(text, image)
         if step >= self.freeze_step:
             self._remember(gap, residual)
         measured = {
@@ -80,7 +81,8 @@ class GapTracker:
             **leakage(reference, now, gradients),
             **match(reference, residual, gradients),
             **coupled(image - text, reference),
-            **projected(image, text),
+            "phantom": drift.length,
+            "phantom_anchor": drift.anchored_length,
             **self._window_shape(reference, gap),
         }
         self.previous_gap = gap
@@ -193,17 +195,6 @@ def coupled(gaps: Float64[np.ndarray, "n dim"], frame: Frame) -> dict[str, float
         "r2_out": measured.explained_held_out,
         "r2_null": measured.null,
     }
-
-
-def projected(
-    image: Float64[np.ndarray, "n dim"], text: Float64[np.ndarray, "n dim"]
-) -> dict[str, float]:
-    """Lengths of the phantom drift of the text rows, moved and scaled onto mean and trace of the
-    image rows as ReAlign's first step does, against the projected and the plain image mean."""
-    anchor, centred = image.mean(0), text - text.mean(0)
-    scale = sqrt(float(((image - anchor) ** 2).sum() / (centred**2).sum()))
-    drift = phantom_drift(anchor + scale * centred, anchor)
-    return {"phantom": _norm(drift.drift), "phantom_anchor": _norm(drift.anchored)}
 
 
 def _number(value: float | None) -> float:

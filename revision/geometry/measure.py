@@ -34,6 +34,7 @@ from revision.geometry.intervals import (
 from revision.geometry.measure_cosines import divergence, measure_kept, mixing, on_sphere
 from revision.geometry.measure_pairs import measure_pairs
 from revision.geometry.options import MeasureOptions
+from revision.geometry.phantom import matched_drift
 
 MIN_ROWS = 20
 SMALLEST_FLOOR = 1e-12  # of pairs that are alike, whose gap has no sampling error
@@ -145,8 +146,11 @@ def _compare(
     options: MeasureOptions,
 ) -> Json:
     """Texts, mapped or not, against images."""
+    drift = matched_drift(text, image)
     found = {
         **_bias(split, text, image, fit_noise, frame, options),
+        "phantom": number(drift.length),
+        "phantom_anchor": number(drift.anchored_length),
         **_marginals(text, image, frame),
         "js_bits": divergence(on_sphere(text), on_sphere(image), options),
         **mixing(on_sphere(text), on_sphere(image), options),

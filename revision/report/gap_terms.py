@@ -45,6 +45,13 @@ GAP = (
         "random",
     ),
     Term("cob_share", "share outside, |γ|² / |m|²", "What is left of the squared gap.", "random"),
+    Term(
+        "phantom_anchor",
+        "phantom drift from μx",
+        "Give the texts the images' mean and trace, then project them: so far the projection moves "
+        "their mean away again. A centroid step takes this back.",
+    ),
+    Term("phantom", "phantom drift from μx / |μx|", "The same, from the projected image mean."),
 )
 CLOUD = (
     Term("mean_norm", "Length of the mean", "0 for rows all around the sphere, 1 for a point."),
@@ -241,6 +248,20 @@ PAIRED = (
         "Fitted on one half of the pairs, tried on the other. Unrelated residuals are below 0, "
         "at -r / (n/2 - r - 1): what counts is being above that.",
         "noise",
+    ),
+    Term(
+        "cluster_cosine",
+        "cos of a cluster's gap with the mean gap",
+        "Mean over K-means clusters of the texts. A gap that is the same for all topics gives what "
+        "random subsets of the same sizes give.",
+        "random subsets",
+    ),
+    Term(
+        "cluster_gain",
+        "gain by the gap of other clusters",
+        "How much the cosine of a pair rises when texts are moved by the mean gap of pairs of "
+        "other clusters (half of them).",
+        "random subsets",
     ),
 )
 

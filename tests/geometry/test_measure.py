@@ -123,6 +123,29 @@ def test_every_estimate_lies_in_its_interval_and_json_can_hold_it(found):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+def test_the_phantom_drift_is_that_of_the_first_step(found):
+    text, image = rows(1), rows(2)
+    scale = np.sqrt(image.var(0).sum() / text.var(0).sum())
+    placed = unit_rows(image.mean(0) + scale * (text - text.mean(0)))
+    expected = np.linalg.norm(placed.mean(0) - image.mean(0))
+    assert found["before"]["phantom_anchor"]["value"] == pytest.approx(expected)
+    assert found["before"]["phantom"]["value"] > expected
+
+
+def test_a_gap_that_depends_on_the_topic_is_told_from_a_common_one():
+    topics = unit_rows(np.eye(DIM)[np.arange(200) % 2] * 3 + 0.3 * cloud(3, 200, DIM))
+    turned = np.where(np.arange(200)[:, None] % 2, 1, -1) * np.eye(DIM)[5]
+    noise = 0.1 * cloud(4, 200, DIM)
+    found = {}
+    for name, gap in (("common", np.eye(DIM)[5]), ("own", turned + 0.5 * np.eye(DIM)[6])):
+        image = unit_rows(topics + gap + noise)
+        found[name] = measured(Split(topics, image, True))["before"]["paired"]
+    common, own = (found[name]["cluster_cosine"] for name in ("common", "own"))
+    assert common["value"] > 0.9 * common["null"]
+    assert own["value"] < 0.6 < own["null"]
+    assert found["common"]["cluster_gain"]["value"] > 0.1
+
+
 def test_fewer_rows_than_dimensions_leave_the_condition_open():
     text, image = (unit_rows(cloud(s, 22, 40)) for s in (1, 2))
     found = measured(Split(text, image, False))
