@@ -1,10 +1,11 @@
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 from revision.alignment.aniso.fitting import (
     Denoising,
+    Loop,
     PhaseDifferences,
     Phases,
     Texts,
@@ -78,6 +79,32 @@ def test_stage_one_finds_nothing_in_independent_uniform_phases():
     with torch.no_grad():
         loss, null = still(parameters, fresh.phases, fresh.log_radii, seeded(9))
     assert loss > 0.95 * null
+
+
+@dataclass(frozen=True)
+class Listening(PhaseScore):
+    """A score of zero that remembers what it was asked."""
+
+    heard: list[torch.Tensor] = field(default_factory=list)
+
+    def __call__(self, parameters, phases, log_radii, std):
+        self.heard.extend([phases.detach(), log_radii.detach(), std])
+        return 0 * phases
+
+
+def test_the_score_is_asked_behind_a_drift_step_and_noise():
+    """phi~ = phi - tau grad Psi(phi) + s eps, with the gradient taken by autograd here."""
+    denoising, rows = parts(coupled())
+    score = Listening(denoising.score.mlp, denoising.score.scale)
+    phases = rows.phases.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(denoising.prior.potential(phases).sum(), phases)
+    std, noise = denoising.perturbation.draw(phases.shape, seeded(2))
+    loss, null = replace(denoising, score=score)(
+        torch.zeros(1), rows.phases, rows.log_radii, seeded(2)
+    )
+    assert (score.heard[0] - (rows.phases - 0.1 * slope + noise)).abs().max() < 1e-5
+    assert torch.equal(score.heard[1], rows.log_radii) and torch.equal(score.heard[2], std)
+    assert loss == null > 0
 
 
 def test_a_score_learns_through_the_phases_that_it_is_given_while_its_parameters_stay():
@@ -161,3 +188,36 @@ def test_a_diverging_loss_is_refused():
     broken = replace(rows, log_radii=rows.log_radii + torch.inf)
     with pytest.raises(ValueError, match=r"not finite after 2 steps.*lower learning_rate"):
         fit_score(denoising, broken, PLAN, seeded())
+
+
+def test_phase_differences_are_weighed_by_the_radii_before_refinement(monkeypatch):
+    denoising, rows = parts(coupled())
+    heard = []
+    weighed = PhaseDifferences.__call__
+
+    def listen(self, turns, log_radii):
+        heard.append(log_radii.detach())
+        return weighed(self, turns, log_radii)
+
+    monkeypatch.setattr(PhaseDifferences, "__call__", listen)
+    score = denoising.score.mlp.initial(seeded(), zero_last=False)
+    refine(denoising, score, rows, replace(PLAN, refine_steps=5))
+    assert all(torch.isin(radii, rows.log_radii).all() for radii in heard)
+
+
+def test_unseen_rows_take_no_part_in_the_training():
+    loop = Loop(PLAN, 5, 101, "test")
+    assert sorted([*loop.seen.tolist(), *loop.unseen.tolist()]) == list(range(101))
+    assert len(loop.unseen) == 11 and torch.isin(loop.probe, loop.unseen).all()
+
+
+def test_the_averaged_parameters_are_kept():
+    """After one step the average has gone nine tenths of it: Adam's first step is its rate."""
+    start = torch.zeros(3)
+
+    def terms(parameters, rows, draws):
+        return {"loss": (parameters - 3.0).square().sum()}
+
+    kept, history = Loop(PLAN, 1, 100, "test").minimise(terms, start, seeded())
+    assert history["kept_step"] == 1
+    assert kept.tolist() == pytest.approx([0.9 * PLAN.learning_rate] * 3, rel=1e-4)

@@ -65,6 +65,7 @@ def test_refinement_stays_within_its_bounds(text, aniso):
     turns, stretches = (refined.phases - polar.phases).abs(), refined.radii / polar.radii
     assert 0.1 < turns.max() <= 0.2 + 1e-12
     assert math.exp(-0.3) - 1e-12 <= stretches.min() and stretches.max() <= math.exp(0.3) + 1e-12
+    assert stretches.min() < math.exp(-0.29) and stretches.max() > math.exp(0.29)
     outside = moved - residual
     assert (outside @ alignment.basis).abs().max() < 1e-13
     assert 0 < outside.norm(dim=1).max() <= 0.05 * math.sqrt(24)
