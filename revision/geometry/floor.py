@@ -6,9 +6,9 @@ A centroid gap is a difference of two sample means. On n rows that took no part 
     test noise   tr Cov(x - z) / n                 pairs          T_x / n_x + T_z / n_z   otherwise
     fit noise    tr S_r / N                        pairs          T_x / N_x + s^2 T_y / N_y
 
-and on average no map that is fitted on means makes it smaller, so centroid gaps do not rank maps that have a centroid step. With
-tr S_r = 1.264 the floor is 0.0112 for 10 000 pairs and 0.0036 for 100 000: gaps of 2e-4 reported at
-100 000 rows can only be in-sample.
+and on average no map that matches means makes it smaller, so centroid gaps do not rank maps that
+have a centroid step. With tr S_r = 1.264 the floor is 0.0112 for 10 000 pairs and 0.0036 for
+100 000: gaps of 2e-4 reported at 100 000 rows can only be in-sample.
 
 Source: elementary; the variance of a mean.
 

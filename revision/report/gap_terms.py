@@ -252,7 +252,7 @@ PAIRED = (
     Term(
         "cluster_cosine",
         "cos of a cluster's gap with the mean gap",
-        "Mean over K-means clusters of the texts. A gap that is the same for all topics gives what "
+        "Mean over K-means clusters of the texts. A gap that does not vary with the text gives what "
         "random subsets of the same sizes give.",
         "random subsets",
     ),
