@@ -86,7 +86,7 @@ def select(
     if not len(positions):
         raise ValueError(
             f"no row of {reader.directory} comes from a record with metadata {dict(where)}; "
-            f"there are {_values(reader, where)}"
+            f"{_known(reader, where)}"
         )
     return Subset(reader, np.sort(positions))
 
@@ -139,8 +139,18 @@ def _matches(metadata: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
     return all(key in metadata and str(metadata[key]) == str(where[key]) for key in where)
 
 
-def _values(reader: ShardReader, where: Mapping[str, Any]) -> str:
-    """Some of the values that the keys have in the first block."""
-    metadata = [record.metadata for record in reader.records(0)]
-    values = {key: sorted({str(m[key]) for m in metadata if key in m}) for key in where}
-    return ", ".join(f"{key} in {found[:SHOWN_VALUES]}" for key, found in values.items())
+def _known(reader: ShardReader, where: Mapping[str, Any]) -> str:
+    """Some of the values of the keys in the first records, or the keys that there are."""
+    metadata = [record.metadata for record in reader.records(0)] if reader.blocks else []
+    found = []
+    for key in where:
+        values = sorted({str(m[key]) for m in metadata if key in m})
+        if values:
+            found.append(f"there are {key} in {values[:SHOWN_VALUES]}")
+        else:
+            keys = sorted({name for m in metadata for name in m})
+            found.append(
+                f"none of the first {len(metadata)} records has the key {key!r}, "
+                f"they have {', '.join(keys) or 'no metadata at all'}"
+            )
+    return "; ".join(found)

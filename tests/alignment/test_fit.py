@@ -163,6 +163,9 @@ def test_a_domain_that_is_not_there_is_refused(tmp_path, text, image):
     sets = domains(tmp_path / "t", "text", text), domains(tmp_path / "i", "image", image)
     with pytest.raises(ValueError, match=r"metadata {'domain': 'c'}; .* domain in \['a', 'b'\]"):
         fitted(sets, tmp_path / "map", where={"domain": "c"})
+    message = "none of the first 30 records has the key 'category', they have domain, year"
+    with pytest.raises(ValueError, match=message):
+        fitted(sets, tmp_path / "map", where={"category": "c"})
 
 
 def test_a_covariance_may_come_from_a_sample(tmp_path, sets, text):
