@@ -46,6 +46,18 @@ def test_phase_score_is_periodic_in_each_phase():
     assert here.abs().max() > 1e-3
 
 
+def test_phase_score_reads_its_two_heads_against_sine_and_cosine():
+    """-o_1 sin phi + o_2 cos phi, with heads that are constants."""
+    network = PhaseScore.of(scale(), width=16, depth=2)
+    parameters = network.mlp.initial(seeded(), zero_last=True).double()
+    heads = torch.arange(1.0, 2 * BLOCKS + 1).double()
+    parameters[-17 * 2 * BLOCKS :][: 2 * BLOCKS] = heads  # the last layer's bias
+    phases, log_radii, _ = (t.double() for t in state())
+    found = network(parameters, phases, log_radii, torch.full((7, 1), 0.3).double())
+    expected = -heads[:BLOCKS] * phases.sin() + heads[BLOCKS:] * phases.cos()
+    assert (found - expected).abs().max() < 1e-12
+
+
 def test_phase_score_hears_the_radii_and_the_noise_level():
     network = PhaseScore.of(scale(), width=16, depth=2)
     parameters = network.mlp.initial(seeded(), zero_last=False)
