@@ -14,6 +14,7 @@ from revision.alignment import (
     save_alignment,
 )
 from revision.alignment.methods import method, method_names
+from revision.alignment.noise import BallNoise, GaussianNoise
 from revision.alignment.storage import alignment_digest, read_card
 
 MAPS = (NoAlignment, MeanShift, ReAlign)
@@ -67,6 +68,20 @@ def test_every_method_is_found_by_its_name():
 def test_digests_tell_maps_apart(text, image):
     digests = {alignment_digest(fitted(cls, text, image)) for cls in MAPS}
     digests.add(alignment_digest(fitted(ReAlign, text[1:], image)))
+    assert len(digests) == 4
+
+
+def test_digests_tell_noises_apart(text, image):
+    digests = set()
+    for noise in (
+        None,
+        GaussianNoise(std=0.1),
+        GaussianNoise(std=0.1, seed=1),
+        BallNoise(radius=1),
+    ):
+        alignment = fitted(MeanShift, text, image)
+        alignment.noise = noise
+        digests.add(alignment_digest(alignment))
     assert len(digests) == 4
 
 
