@@ -10,7 +10,8 @@ Source: arXiv:2503.22655v2, Sec. 2 (K-means of the text with K of 50, 100, 200, 
 and 80/19). The null is ours: a small cluster has a low cosine by chance alone, so cosines of 0.8
 say something only beside it. Caution: clusters of the texts select what texts have for themselves,
 noise included, and that is part of their gap; a cosine below the null shows that the gap varies
-with the text, not that topics have gaps of their own. Clustering is scikit-learn's K-means, one start.
+with the text, not that topics have gaps of their own. Clustering is scikit-learn's K-means, one
+start.
 
 Letters: x image row, y text row, m mean gap, n_k pairs of a cluster, S_r covariance of x - y.
 """

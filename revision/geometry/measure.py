@@ -37,6 +37,7 @@ from revision.geometry.options import MeasureOptions
 from revision.geometry.phantom import matched_drift
 
 MIN_ROWS = 20
+NO_SPREAD = 1e-7  # rounding of float32 rows
 SMALLEST_FLOOR = 1e-12  # of pairs that are alike, whose gap has no sampling error
 DRAWN_POINTS = 256  # of a density
 
@@ -80,6 +81,7 @@ def measure_split(split: Split, frame: Frame, options: MeasureOptions) -> Json:
         ValueError: too few rows, or a cloud without spread.
     """
     check_size(len(split.text), len(split.image))
+    _check_spread(split.clouds)
     before = _compare(split, split.text, split.image, 0.0, frame, options)
     after = preservation = None
     if split.mapped is not None and split.shift is not None:
@@ -102,6 +104,17 @@ def check_size(num_text: int, num_image: int) -> None:
             f"{num_text} text and {num_image} image rows are too few to measure a geometry, "
             f"{MIN_ROWS} of each are needed: spectra and intervals would be arbitrary"
         )
+
+
+def _check_spread(clouds: Mapping[str, Rows]) -> None:
+    for name, rows in clouds.items():
+        spread = float(rows.std(0).max())
+        if spread < NO_SPREAD:
+            raise ValueError(
+                f"{len(rows)} {name} rows are all alike (largest standard deviation {spread:.2g}, "
+                f"rounding is {NO_SPREAD:g}): a cloud without spread has no shape, and its spectrum "
+                "would be that of the rounding; look at what embedded or mapped them"
+            )
 
 
 def _cloud(rows: Rows, options: MeasureOptions) -> Json:
@@ -210,6 +223,14 @@ def _covariance_gaps(text: np.ndarray, image: np.ndarray) -> dict[str, float]:
     return {
         "g_sigma": marginal.covariance_gap(text, image),
         "g_sigma_absolute": float(np.linalg.norm(image - text)),
-        "c_lambda": marginal.spectral_correlation(*values),
-        "c_lambda_half": marginal.spectral_correlation(*values, len(text) // 2),
+        "c_lambda": _correlation(*values, len(text)),
+        "c_lambda_half": _correlation(*values, len(text) // 2),
     }
+
+
+def _correlation(text: np.ndarray, image: np.ndarray, ranks: int) -> float:
+    """C_lambda; not a number where too few eigenvalues can be compared."""
+    try:
+        return marginal.spectral_correlation(text, image, ranks)
+    except ValueError:
+        return np.nan

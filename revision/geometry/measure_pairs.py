@@ -108,7 +108,8 @@ def _coupling(gaps: Rows, frame: Frame, seed: int) -> Json:
 def _clusters(text: Rows, image: Rows, *, draws: int, seed: int) -> Json:
     """Is the gap the same for all topics? Beside random subsets of the clusters' sizes."""
     text, image = (evenly(rows, CLUSTERED_ROWS) for rows in (text, image))
-    labels = cluster_text(text, min(CLUSTERS, len(text) // PAIRS_PER_CLUSTER), seed=seed)
+    num_clusters = min(CLUSTERS, len(text) // PAIRS_PER_CLUSTER, len(np.unique(text, axis=0)))
+    labels = cluster_text(text, num_clusters, seed=seed)
     shuffled = np.random.default_rng(seed).permutation(labels)
     found = cluster_gaps(text, image, labels, seed=seed)
     gains = [cluster_transfer(text, image, by, seed=seed).gain for by in (labels, shuffled)]

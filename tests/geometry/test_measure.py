@@ -171,6 +171,20 @@ def test_the_same_rows_give_the_same_numbers_and_another_seed_other_intervals(fo
     assert other["before"]["gap"]["low"] != found["before"]["gap"]["low"]
 
 
+def test_few_distinct_texts_are_measured_as_far_as_they_go():
+    text = rows(1)[np.arange(90) % 3]
+    found = measured(Split(text, rows(2), True))
+    assert found["before"]["c_lambda"]["value"] is None
+    assert found["before"]["paired"]["cluster_cosine"]["value"] is not None
+    json.dumps(found, allow_nan=False)
+
+
+def test_rows_that_are_all_alike_are_refused():
+    same = np.tile(rows(1, 1), (90, 1)) + 1e-9
+    with pytest.raises(ValueError, match="90 mapped rows are all alike"):
+        measured(Split(rows(1), rows(2), True, mapped=same, shift=np.zeros(DIM)))
+
+
 def test_too_few_rows_are_refused():
     with pytest.raises(ValueError, match="19 text and 90 image rows are too few"):
         measured(Split(rows(1, 19), rows(2), False))
