@@ -77,7 +77,7 @@ def test_digests_tell_noises_apart(text, image):
         None,
         GaussianNoise(std=0.1),
         GaussianNoise(std=0.1, seed=1),
-        BallNoise(radius=1),
+        BallNoise(radius=0.1),
     ):
         alignment = fitted(MeanShift, text, image)
         alignment.noise = noise
