@@ -13,6 +13,7 @@ from revision.geometry.gradients import (
     Gradients,
     info_nce_gradients,
     leakage,
+    match,
     sines_of_angles,
     spectral_match,
 )
@@ -261,3 +262,28 @@ def test_a_frame_without_rest_and_a_probe_that_is_too_small_are_refused():
     few = GapTracker(rank=RANK, freeze_step=0)
     with pytest.raises(ValueError, match="2 probe pairs span at most 2 directions"):
         few.measure(0, image[:2], text[:2], gradients)
+
+
+def test_the_null_of_the_rows_is_their_share_outside_of_another_frame():
+    """sqrt(tr P_V S_t / tr S_t), where the reference is not the frame of the rows."""
+    image, text = clouds()
+    now, reference = frame_of(image, text), frame_of(turned(image, 0.5), turned(text, 0.5))
+    found = leakage(reference, now, info_nce_gradients(image, text, 10.0))["leakage_rows"]
+    spread = covariance(text) + covariance(image)
+    outside = reference.complement.T @ spread @ reference.complement
+    assert found == pytest.approx(sqrt(np.trace(outside) / np.trace(spread)), rel=1e-12)
+    assert found > 1.2 * sqrt(1 - now.energy)
+
+
+def test_residuals_are_matched_with_the_gradients_of_both_sides():
+    image, text = clouds()
+    frame = frame_of(image, text)
+    gradients = info_nce_gradients(image, text, 10.0)
+    residual = covariance(image - text)
+    pushes = covariance(np.concatenate([gradients.image, gradients.text]))
+    one, other = (frame.basis.T @ c @ frame.basis for c in (residual, pushes))
+    found = match(frame, residual, gradients)
+    expected = np.corrcoef(np.diag(one), np.diag(other))[0, 1]
+    assert found["diagonal_correlation"] == pytest.approx(expected, rel=1e-9)
+    spectra = (np.linalg.eigvalsh(c)[::-1] for c in (one, other))
+    assert found["rho_eig"] == pytest.approx(np.corrcoef(*spectra)[0, 1], rel=1e-9)
