@@ -29,7 +29,7 @@ from revision.report.gap_figures import gap_figures
 MAP_NAME = "alignment"
 REPORT_NAME, PAGE_NAME, QUARANTINE_NAME = "report.json", "report.html", "quarantine.jsonl"
 FIGURES_DIR = "figures"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Json = dict[str, Any]
 

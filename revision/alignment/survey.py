@@ -45,6 +45,7 @@ from revision.shards import ShardReader
 Json = dict[str, Any]
 SPLITS = ("in_sample", "held_out")
 MODALITIES = {"source": "text", "target": "image"}
+FITTED = ("gap", "pmb", "cob", "pmb_share", "cob_share")
 KEPT = ("count", "mean", "trace")  # by a map, of either side
 
 
@@ -126,7 +127,7 @@ class Survey:
         for name, split in track(self.splits.items(), "geometry"):
             found = measure_split(split, frame, self.options)
             if name == "in_sample" and found["after"]:
-                for key in ("gap", "pmb", "cob"):  # draws do not fit the map again
+                for key in FITTED:  # draws do not fit the map again
                     found["after"][key] |= {"low": None, "high": None}
             sets = self.parts[name].sets
             totals = {"all_text": sets.source.num_rows, "all_image": sets.target.num_rows}

@@ -53,6 +53,13 @@ def length_number(square: Interval, null: float | None = None) -> Json:
     return number(sqrt(max(square.estimate, 0.0)), low, high, null)
 
 
+def rest_of(share: Json) -> Json:
+    """What a share leaves of the whole."""
+    value, low, high, null = (share[key] for key in ("value", "high", "low", "null"))
+    fields = {"value": value, "low": low, "high": high, "null": null}
+    return {key: None if v is None else 1 - v for key, v in fields.items()}
+
+
 def jackknife_covariances(
     clouds: Sequence[Float64[np.ndarray, "_ dim"]],
     statistics: Callable[..., Mapping[str, float]],

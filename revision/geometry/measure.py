@@ -17,6 +17,7 @@ Letters: x image row, y text row, z mapped text row, n rows, d width, r rank of 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -27,9 +28,11 @@ from revision.geometry.bootstrap import bootstrap_means, bootstrap_squared_gap
 from revision.geometry.frame import Frame, principal_axes, reference_frame
 from revision.geometry.intervals import (
     Json,
+    interval_number,
     jackknife_covariances,
     length_number,
     number,
+    rest_of,
 )
 from revision.geometry.measure_cosines import divergence, measure_kept, mixing, on_sphere
 from revision.geometry.measure_pairs import measure_pairs
@@ -112,8 +115,8 @@ def _check_spread(clouds: Mapping[str, Rows]) -> None:
         if spread < NO_SPREAD:
             raise ValueError(
                 f"{len(rows)} {name} rows are all alike (largest standard deviation {spread:.2g}, "
-                f"rounding is {NO_SPREAD:g}): a cloud without spread has no shape, and its spectrum "
-                "would be that of the rounding; look at what embedded or mapped them"
+                f"rounding is {NO_SPREAD:g}): a cloud without spread has no shape, and its "
+                "spectrum would be that of the rounding; look at what embedded or mapped them"
             )
 
 
@@ -197,11 +200,15 @@ def _bias(
         parts = groups if basis is None else [tuple(a @ basis for a in g) for g in groups]
         square = bootstrap_squared_gap(parts, **options.resampling)
         found[name] = length_number(square, null=max(sqrt(max(floor, 0.0)), SMALLEST_FLOOR))
-    energy = max(found["gap"]["value"] ** 2, np.finfo(float).tiny)
-    rest = 1 - share
-    found["pmb_share"] = number(found["pmb"]["value"] ** 2 / energy, null=share)
-    found["cob_share"] = number(found["cob"]["value"] ** 2 / energy, null=rest)
-    return found
+    inside_share = number(np.nan, null=share)
+    if found["gap"]["value"] > 0:
+        drawn = bootstrap_means(partial(_inside_share, frame.basis), groups, **options.resampling)
+        inside_share = interval_number(drawn, share, bounds=(0.0, 1.0))
+    return found | {"pmb_share": inside_share, "cob_share": rest_of(inside_share)}
+
+
+def _inside_share(basis: np.ndarray, one: np.ndarray, two: np.ndarray) -> float:
+    return float(np.square((two - one) @ basis).sum() / np.square(two - one).sum())
 
 
 def _marginals(text: Rows, image: Rows, frame: Frame) -> Json:

@@ -20,7 +20,13 @@ from revision.geometry.clusters import cluster_gaps, cluster_text, cluster_trans
 from revision.geometry.coupling import measure_coupling
 from revision.geometry.decomposition import SubspaceShape, decompose, residual_coordinates
 from revision.geometry.frame import Frame
-from revision.geometry.intervals import Json, interval_number, jackknife_covariances, number
+from revision.geometry.intervals import (
+    Json,
+    interval_number,
+    jackknife_covariances,
+    number,
+    rest_of,
+)
 from revision.geometry.measure_cosines import evenly
 from revision.geometry.paired import direction_cosines, paired_gap
 from revision.geometry.spectrum import anisotropy, effective_dimension, eigenvalues
@@ -42,6 +48,27 @@ def measure_pairs(text: Rows, image: Rows, frame: Frame, *, draws: int, seed: in
     if gaps.std(0).max() < NO_RESIDUAL:
         return None
     found, parts = paired_gap(text, image), decompose(text, image, frame)
+    energy_share = _energy_share(gaps, **resampling)
+    return {
+        **_residual(gaps, frame),
+        "cosine": interval_number(bootstrap_rows((text * image).sum(1), **resampling)),
+        "r_energy": energy_share,
+        "r_dist": _distance_share(gaps, **resampling),
+        "rho": rest_of(energy_share),
+        "direction": interval_number(bootstrap_rows(direction_cosines(gaps), **resampling)),
+        "direction_peak": number(found.direction.peak),
+        "energy": found.residual.energy.tolist(),
+        **_shape("u", parts.inside),
+        **_shape("v", parts.outside),
+        "spread_angle": _optional(parts.spread_angle, parts.spread_angle_null),
+        "concentration": _optional(parts.concentration),
+        **_coupling(gaps, frame, seed),
+        **_clusters(text, image, **resampling),
+    }
+
+
+def _residual(gaps: Rows, frame: Frame) -> Json:
+    """Energy and shape of the centred residual, and its energies in U and in V."""
     dim = gaps.shape[1]
 
     def shape(covariance: np.ndarray) -> dict[str, float]:
@@ -56,25 +83,8 @@ def measure_pairs(text: Rows, image: Rows, frame: Frame, *, draws: int, seed: in
             "eta_u": inside / float(values.sum()),
         }
 
-    energy_share = _energy_share(gaps, **resampling)
-    rho = number(*(1 - energy_share[key] for key in ("value", "high", "low")))
     nulls = {"anisotropy": 1.0, "d_eff": float(dim), "eta_u": frame.rank / dim}
-    return {
-        **jackknife_covariances([gaps], shape, nulls),
-        "cosine": interval_number(bootstrap_rows((text * image).sum(1), **resampling)),
-        "r_energy": energy_share,
-        "r_dist": number(found.residual_distance_share),
-        "rho": rho,
-        "direction": interval_number(bootstrap_rows(direction_cosines(gaps), **resampling)),
-        "direction_peak": number(found.direction.peak),
-        "energy": found.residual.energy.tolist(),
-        **_shape("u", parts.inside),
-        **_shape("v", parts.outside),
-        "spread_angle": _optional(parts.spread_angle, parts.spread_angle_null),
-        "concentration": _optional(parts.concentration),
-        **_coupling(gaps, frame, seed),
-        **_clusters(text, image, **resampling),
-    }
+    return jackknife_covariances([gaps], shape, nulls)
 
 
 def _energy_share(gaps: Rows, *, draws: int, seed: int) -> Json:
@@ -86,6 +96,17 @@ def _energy_share(gaps: Rows, *, draws: int, seed: int) -> Json:
 
     drawn = bootstrap_means(share, [(gaps, energies)], draws=draws, seed=seed)
     return interval_number(drawn, bounds=(0.0, 1.0))
+
+
+def _distance_share(gaps: Rows, *, draws: int, seed: int) -> Json:
+    """R_dist = E|r| / E|x - y|, with the mean gap kept as it is."""
+    lengths = (np.linalg.norm(a, axis=1)[:, None] for a in (gaps - gaps.mean(0), gaps))
+
+    def share(residual: Any, whole: Any) -> float:
+        return float(residual[0] / whole[0])
+
+    drawn = bootstrap_means(share, [tuple(lengths)], draws=draws, seed=seed)
+    return interval_number(drawn)
 
 
 def _shape(subspace: str, shape: SubspaceShape) -> Json:

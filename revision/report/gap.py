@@ -36,7 +36,12 @@ def write_page(path: Path, report: Json, figures: Mapping[str, bytes]) -> Path:
         tiles=_tiles(report),
         verdict=report["verdict"],
         counts={s: sum(f["severity"] == s for f in report["verdict"]) for s in SEVERITIES},
-        blocks=[*_geometry_blocks(report, figures), *row_blocks(report)],
+        blocks=[
+            *_place_blocks(report, figures),
+            *_shape_blocks(report, figures),
+            *_row_by_row_blocks(report, figures),
+            *row_blocks(report),
+        ],
         facts=_facts(report),
     )
     write_bytes(path, page.encode())
@@ -93,11 +98,10 @@ def _tiles(report: Json) -> list[Tile]:
     return tiles
 
 
-def _geometry_blocks(report: Json, figures: Mapping[str, bytes]) -> list[Block]:
-    first = next(report[s] for s in SPLITS if report[s])
-    frame = first["frame"]
-    has_pairs = any((c or {}).get("paired") for _, _, c in _columns(report))
-    blocks = [
+def _place_blocks(report: Json, figures: Mapping[str, bytes]) -> list[Block]:
+    """Where the clouds lie."""
+    frame = _first(report)["frame"]
+    return [
         Block(
             "The gap",
             "Every dot is a row, plus signs are the centroids. The bars show the distance of the "
@@ -114,6 +118,13 @@ def _geometry_blocks(report: Json, figures: Mapping[str, bytes]) -> list[Block]:
             "that is small beside the clouds' spread does not show here.",
             _picture(figures, "projection", "joint principal components of all clouds"),
         ),
+    ]
+
+
+def _shape_blocks(report: Json, figures: Mapping[str, bytes]) -> list[Block]:
+    """How the clouds are shaped, alone and beside each other."""
+    first = _first(report)
+    return [
         Block(
             "Shape of each cloud",
             "Eigenvalues of the covariance against their rank, with the fitted power law dashed. "
@@ -125,7 +136,7 @@ def _geometry_blocks(report: Json, figures: Mapping[str, bytes]) -> list[Block]:
             "Directions and angles",
             "O_q is the share of the q leading directions that both clouds have in common; "
             "dashed is what random subspaces share. The principal angles are those between the "
-            f"leading {frame['rank']} directions of each.",
+            f"leading {first['frame']['rank']} directions of each.",
             _picture(figures, "subspaces", "subspace overlap and principal angles"),
         ),
         Block(
@@ -145,11 +156,16 @@ def _geometry_blocks(report: Json, figures: Mapping[str, bytes]) -> list[Block]:
             *_comparison(report, MIXING),
         ),
     ]
+
+
+def _row_by_row_blocks(report: Json, figures: Mapping[str, bytes]) -> list[Block]:
+    """A text against its mapped version, and against its own image."""
+    blocks = []
     if report["alignment"]:
         header, lines = _kept(report)
         text = "Texts against themselves, before and after the map; no images are involved."
         blocks.append(Block("What the map keeps of the texts", text, None, header, lines))
-    if has_pairs:
+    if any(comparison["paired"] for *_, comparison in _columns(report)):
         text = (
             "What is left of the distance of an image from its own text once the mean gap is gone. "
             "Squares and distances are told apart, because papers mix them up."
@@ -157,6 +173,11 @@ def _geometry_blocks(report: Json, figures: Mapping[str, bytes]) -> list[Block]:
         picture = _picture(figures, "energy", "cumulative energy of the pair residual")
         blocks.append(Block("Pairs", text, picture, *_comparison(report, PAIRED, inner="paired")))
     return blocks
+
+
+def _first(report: Json) -> Json:
+    split: Json = next(report[s] for s in SPLITS if report[s])
+    return split
 
 
 def _picture(figures: Mapping[str, bytes], name: str, alt: str) -> Picture:

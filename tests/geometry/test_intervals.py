@@ -9,6 +9,7 @@ from revision.geometry.intervals import (
     jackknife_covariances,
     length_number,
     number,
+    rest_of,
 )
 from revision.geometry.spectrum import covariance_of
 from tests.feature_sets import cloud
@@ -36,6 +37,11 @@ def test_a_length_is_corrected_in_its_square_and_not_below_zero():
     assert found["high"] == pytest.approx(sqrt(0.08))
     near = Interval(estimate=1e-4, low=0.03, high=0.05, level=0.95, bias=0.04, draws=9)
     assert length_number(near)["low"] == 0.0
+
+
+def test_the_rest_of_a_share_turns_its_interval_round():
+    assert rest_of(number(0.3, 0.2, 0.6, 0.5)) == pytest.approx(number(0.7, 0.4, 0.8, 0.5))
+    assert rest_of(number(float("nan"))) == number(float("nan"))
 
 
 def test_what_is_not_finite_becomes_null():

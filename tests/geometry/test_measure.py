@@ -49,6 +49,7 @@ def test_equal_clouds_have_nothing_between_them():
     assert np.abs(before["angles"]).max() < 1e-4
     pairs = measured(Split(same, same.copy(), True))["before"]
     assert pairs["paired"] is None and pairs["gap"]["null"] < 1e-9
+    assert pairs["pmb_share"]["value"] is pairs["cob_share"]["value"] is None
 
 
 def test_the_parts_of_the_gap_add_up(found):
