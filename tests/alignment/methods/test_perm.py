@@ -29,3 +29,10 @@ def test_few_images_are_kept_where_few_are_asked_for(text, image):
     assert np.abs(alignment.images.numpy() - unit(image)[::17]).max() < 1e-12
     with pytest.raises(ValueError, match="num_rows=1 images"):
         Permutation(num_rows=1)
+
+
+def test_another_seed_draws_other_images(text, image):
+    keys = row_keys([str(i) for i in range(len(text))], 0)
+    rows = torch.tensor(text)
+    first, second = (fitted(Permutation(seed=seed), text, image)(rows, keys) for seed in (0, 1))
+    assert (first != second).any(1).float().mean() > 0.9
