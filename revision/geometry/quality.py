@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Float64
 from revision.alignment.moments import MIN_NORM
 
 UNIT_TOLERANCE = 0.01
-MAX_HASHES = 1 << 21
+MAX_HASHES = 1 << 19  # 46 MB
 NEAR_COPY_COSINE = 0.9999
 COLLAPSED_SHARE = 1e-3
 CONSTANT_SHARE = 1e-12

@@ -203,8 +203,9 @@ def _seen_before(report: Json) -> Iterator[Finding]:
                 "held-out rows",
                 f"{share:.1%} of the held-out {name} rows are exact copies of fitting rows.",
                 "They took part in the fit, so they are not held out and pull the held-out "
-                f"numbers towards the in-sample ones. Above {MANY_COPIES:.0%} split by content: "
-                "the same text or picture on one side only.",
+                "numbers towards the in-sample ones. Of larger sets than the sample the share "
+                f"is a lower bound. Above {MANY_COPIES:.0%} split by content: the same text or "
+                "picture on one side only.",
             )
 
 
