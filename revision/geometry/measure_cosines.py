@@ -84,9 +84,10 @@ def measure_kept(text: Rows, mapped: Rows, shift: Vector, options: MeasureOption
         "psi": _psi(text, mapped, options),
     }
     few = [evenly(rows, options.neighbour_rows) for rows in (text, mapped)]
-    sizes = sorted({min(size, len(few[0]) - 1) for size in (10, options.neighbours)})
-    lists = [neighbours.nearest_others(rows, sizes[-1]) for rows in few]
-    for name, size in (("omega_10", sizes[0]), ("omega", sizes[-1])):
+    wanted = {"omega_10": 10, "omega": options.neighbours}
+    sizes = {name: min(size, len(few[0]) - 1) for name, size in wanted.items()}
+    lists = [neighbours.nearest_others(rows, max(sizes.values())) for rows in few]
+    for name, size in sizes.items():
         kept = neighbours.neighbour_overlap(lists[0], lists[1], size)
         drawn = bootstrap_rows(kept, **options.resampling)
         found[name] = interval_number(drawn, null=size / (len(few[0]) - 1))

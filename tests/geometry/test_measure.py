@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 
 from revision.alignment.moments import unit_rows
+from revision.geometry.coupling import measure_coupling
+from revision.geometry.decomposition import decompose, residual_coordinates
+from revision.geometry.frame import principal_axes
 from revision.geometry.measure import Split, frame_of, measure_split
+from revision.geometry.neighbours import mixing, nearest_others, neighbour_overlap
 from revision.geometry.options import MeasureOptions
+from revision.geometry.spectrum import covariance_of
 from tests.feature_sets import cloud
 
 DIM = 12
@@ -124,6 +129,54 @@ def test_every_estimate_lies_in_its_interval_and_json_can_hold_it(found):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+def test_numbers_of_pairs_stand_under_their_names(found):
+    text, image = rows(1), rows(2)
+    frame = frame_of(mapped_split(), OPTIONS)
+    parts, pairs = decompose(text, image, frame), found["before"]["paired"]
+    coupling = measure_coupling(*residual_coordinates(image - text, frame))
+    expected = {
+        "kappa_u": (parts.inside.kappa, parts.inside.kappa_null),
+        "kappa_v": (parts.outside.kappa, parts.outside.kappa_null),
+        "anisotropy_u": (parts.inside.anisotropy, 1),
+        "anisotropy_v": (parts.outside.anisotropy, 1),
+        "spread_angle": (parts.spread_angle, parts.spread_angle_null),
+        "concentration": (parts.concentration, None),
+        "coupling": (coupling.strength, None),
+        "coupling_r2": (coupling.explained, coupling.null),
+        "coupling_r2_held_out": (coupling.explained_held_out, coupling.null_held_out),
+        "eta_u": (parts.coverage, 4 / DIM),
+    }
+    for name, (value, null) in expected.items():
+        assert pairs[name]["value"] == pytest.approx(value), name
+        assert pairs[name]["null"] == pytest.approx(null), name
+
+
+def test_numbers_of_neighbours_stand_under_their_names():
+    text, image, mapped = rows(1), rows(2, 60), rows(3)
+    split = Split(text, image, False, mapped=mapped, shift=np.zeros(DIM))
+    found = measured(split)
+    (pool,) = mixing(image, mapped, (5,))
+    expected = {
+        "mixing_rate": pool.rate,
+        "touched": pool.touched,
+        "m_text": pool.penetration,
+        "m_image": pool.coverage,
+    }
+    plain = values(found["after"])
+    assert {name: plain[name] for name in expected} == pytest.approx(expected)
+    lists = [nearest_others(r, 10) for r in (text, mapped)]
+    for name, size in (("omega_10", 10), ("omega", 5)):
+        kept = found["preservation"][name]
+        assert kept["value"] == pytest.approx(neighbour_overlap(*lists, size).mean()), name
+        assert kept["null"] == size / 89
+
+
+def test_principal_angles_are_degrees_between_the_leading_directions(found):
+    axes = [principal_axes(covariance_of(r))[1][:, :4] for r in (rows(1), rows(2))]
+    cosines = np.linalg.svd(axes[0].T @ axes[1])[1]
+    assert np.cos(np.radians(found["before"]["angles"]))[::-1] == pytest.approx(cosines)
+
+
 def test_the_phantom_drift_is_that_of_the_first_step(found):
     text, image = rows(1), rows(2)
     scale = np.sqrt(image.var(0).sum() / text.var(0).sum())
@@ -145,6 +198,8 @@ def test_a_gap_that_depends_on_the_topic_is_told_from_a_common_one():
     assert common["value"] > 0.9 * common["null"]
     assert own["value"] < 0.6 < own["null"]
     assert found["common"]["cluster_gain"]["value"] > 0.1
+    gain = found["own"]["cluster_gain"]
+    assert gain["value"] != gain["null"]
 
 
 def test_fewer_rows_than_dimensions_leave_the_condition_open():
