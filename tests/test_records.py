@@ -305,14 +305,14 @@ def test_a_truncated_tar_is_refused(tmp_path, keep):
 
 
 def test_unknown_inputs_are_refused(tmp_path):
-    (tmp_path / "x.csv").write_text("id,text")
+    (tmp_path / "x.md").write_text("id,text")
     for path, message in ((tmp_path / "no.json", "no such input"), (tmp_path, "holds neither")):
         with pytest.raises(ValueError, match=message):
             list(read_records(path, side="text"))
     with pytest.raises(ValueError, match="neither JSON"):
-        detect_format(tmp_path / "x.csv")
+        detect_format(tmp_path / "x.md")
     with pytest.raises(ValueError, match="format must be"):
-        list(read_records(tmp_path / "x.csv", side="text", format="csv"))
+        list(read_records(tmp_path / "x.md", side="text", format="xml"))
 
 
 # ---- images

@@ -33,6 +33,7 @@ from revision.files import file_digest, write_bytes
 from revision.progress import track
 from revision.records import Record, Rejection, load_image, read_records
 from revision.records.formats import input_paths
+from revision.records.read import chosen_format
 from revision.shards import DTYPES, Header, shard_name, write_header
 
 PLAN_NAME = "plan.json"
@@ -57,7 +58,10 @@ class Source:
 
     def digest(self) -> str:
         """SHA-256 of the input's files; not of the pictures that a JSON file points to."""
-        digests = [file_digest(file) for file in input_paths(self.path)]
+        files = input_paths(self.path, self.format)
+        digests = [file_digest(file) for file in files]
+        if chosen_format(self.path, self.format) == "folder":  # there names are the ids
+            digests += [file.relative_to(self.path).as_posix() for file in files]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 

@@ -7,6 +7,8 @@ fields mean, and which entries are refused, is decided in one place, `revision.r
     conversations  JSON array or JSONL of {id, image, caption, conversations}  (LLaVA, Bunny)
     webdataset     tars whose members share a stem, as img2dataset writes them
     parquet        one row per entry, as `datasets` and img2dataset write them
+    csv            CSV or TSV with a header                          (`revision.records.table`)
+    folder         a directory of images with text beside them       (`revision.records.folder`)
 """
 
 import itertools
@@ -14,39 +16,54 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from revision.records.entry import IMAGE_SUFFIXES, Entry, merge_json
+from revision.records.folder import folder_entries, folder_files
 from revision.records.json_stream import JsonStream
+from revision.records.table import TABLE_SUFFIXES, table_entries
 
-Format = Literal["revision", "conversations", "webdataset", "parquet"]
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+Format = Literal["revision", "conversations", "webdataset", "parquet", "csv", "folder"]
 _HEAD_CHARACTERS = 2**16
 
 
-class Entry(NamedTuple):
-    """Raw fields and their address; `part` is "images" or "texts" in a revision file."""
+def input_paths(path: str | Path, format: str = "auto") -> list[Path]:
+    """The files that `path` stands for: itself, a directory's files, or braces `{00000..00009}`.
 
-    address: str
-    fields: Any
-    part: str = ""
-    problem: str = ""
-
-
-def input_paths(path: str | Path) -> list[Path]:
-    """The files that `path` stands for: itself, a directory's files, or braces `{00000..00009}`."""
+    Of a directory these are its tars, else its parquet files, else the pictures and sidecars
+    below it; `format="folder"` asks for the last whatever else the directory holds.
+    """
     matches = sorted(_expand_braces(str(path)))
     paths = [Path(match) for match in matches]
     if len(paths) == 1 and paths[0].is_dir():
-        directory = paths[0]
-        paths = sorted(directory.glob("*.tar")) or sorted(directory.glob("*.parquet"))
-        if not paths:
-            raise ValueError(
-                f"{directory}: holds neither .tar nor .parquet files; give the JSON file itself"
-            )
+        return _directory_paths(paths[0], format)
     for missing in (p for p in paths if not p.is_file()):
         raise ValueError(f"{missing}: no such input file")
+    if format == "folder":
+        raise ValueError(f"{path}: a file, but format=folder reads one directory of images")
     return paths
+
+
+def _directory_paths(directory: Path, format: str) -> list[Path]:
+    archives = [] if format == "folder" else _archives(directory)
+    return archives or list(_pictures(directory))
+
+
+def _archives(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.tar")) or sorted(directory.glob("*.parquet"))
+
+
+def _pictures(directory: Path) -> Iterator[Path]:
+    files = folder_files(directory)
+    first = next(files, None)
+    if first is None:
+        raise ValueError(
+            f"{directory}: holds neither .tar nor .parquet files, nor a picture; "
+            "give the JSON or CSV file itself"
+        )
+    yield from itertools.chain([first], files)
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -67,19 +84,26 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def detect_format(path: str | Path) -> Format:
     """Which format `path` is in, from its suffix and, for JSON, from its first characters."""
+    directory = Path(path)
+    if directory.is_dir() and not _archives(directory):
+        next(_pictures(directory))  # refuses a directory without any; does not list the others
+        return "folder"
     first = input_paths(path)[0]
     if first.suffix == ".tar":
         return "webdataset"
     if first.suffix == ".parquet":
         return "parquet"
-    with first.open(encoding="utf-8") as file:
+    if first.suffix.lower() in TABLE_SUFFIXES:
+        return "csv"
+    with first.open(encoding="utf-8", errors="replace") as file:
         head = file.read(_HEAD_CHARACTERS).lstrip("\ufeff \t\r\n")
     if head.startswith("["):
         return "conversations"
     if head.startswith("{"):
         return "revision" if _opens_revision(head) else "conversations"
     raise ValueError(
-        f"{first}: neither JSON, JSONL, .tar nor .parquet; pass format= if its name misleads"
+        f"{first}: neither JSON, JSONL, .csv, .tsv, .tar nor .parquet; "
+        "pass format= if its name misleads"
     )
 
 
@@ -87,16 +111,22 @@ def _opens_revision(head: str) -> bool:
     """An object with a list of objects under "images" or "texts", not one line of JSONL."""
     try:
         value, _ = json.JSONDecoder().raw_decode(head)
-    except json.JSONDecodeError:  # longer than the head: a file of one object, or a huge line
+    except (ValueError, RecursionError):  # longer than the head: one object, or a huge line
         return re.search(r'^\{\s*"(images|texts)"\s*:\s*\[\s*[\{\]]', head) is not None
     if "id" in value or "conversations" in value:
         return False  # a record with several images
     return any(isinstance(value.get(key), list) for key in ("images", "texts"))
 
 
+def _opened(path: Path) -> TextIOWrapper:
+    """Bytes that are not UTF-8 become surrogates, for which `revision.records.read` refuses the
+    entry alone; strict reading would lose the rest of the file."""
+    return path.open(encoding="utf-8", errors="surrogateescape")
+
+
 def revision_entries(path: Path) -> Iterator[Entry]:
     """Entries of both lists in the order of the file; other keys of the object are stepped over."""
-    with path.open(encoding="utf-8") as file:
+    with _opened(path) as file:
         stream = JsonStream(file, str(path))
         for key in stream.members():
             if key == "images" or key == "texts":
@@ -109,7 +139,7 @@ def revision_entries(path: Path) -> Iterator[Entry]:
 
 def conversation_entries(path: Path) -> Iterator[Entry]:
     """Entries of a JSON array or, one object a line, of JSONL."""
-    with path.open(encoding="utf-8") as file:
+    with _opened(path) as file:
         stream = JsonStream(file, str(path))
         if stream.peek() == "[":
             for i, fields in enumerate(stream.elements()):
@@ -125,8 +155,8 @@ def conversation_entries(path: Path) -> Iterator[Entry]:
 def _line_entry(address: str, line: str) -> Entry:
     try:
         return Entry(address, json.loads(line.lstrip("\ufeff")))
-    except json.JSONDecodeError as error:
-        return Entry(address, None, problem=f"not valid JSON: {error.msg}")
+    except (ValueError, RecursionError) as error:
+        return Entry(address, None, problem=f"not valid JSON: {error}")
 
 
 def webdataset_entries(path: Path) -> Iterator[Entry]:
@@ -139,26 +169,29 @@ def webdataset_entries(path: Path) -> Iterator[Entry]:
         fields: dict[str, Any] = {"__key__": key, "images": [], "__members__": []}
         problem = ""
         for name, offset, content in members:
-            suffix = name.rsplit(".", 1)[-1].lower()
-            if suffix in IMAGE_SUFFIXES:
-                fields["images"].append(content)
-                fields["__members__"].append(f"{path}#{name}@{offset}+{len(content)}")
-            elif suffix == "json":
-                problem = _merge_json(fields, content) or problem
-            elif suffix == "txt":
-                fields["text"] = content.decode("utf-8", errors="replace")
+            problem = _add_member(fields, path, name, offset, content) or problem
+        if not fields["images"]:  # the .json may name a path under "image"
+            del fields["images"], fields["__members__"]
         yield Entry(f"{path.name}/{key}", {"id": key} | fields, problem=problem)
 
 
-def _merge_json(fields: dict[str, Any], content: bytes) -> str:
-    """Merge a .json member into `fields`; what the tar itself says wins. Returns the problem."""
-    try:
-        loaded = json.loads(content)
-    except ValueError as error:
-        return f"its .json member is not valid JSON: {error}"
-    if not isinstance(loaded, dict):
-        return f"its .json member holds a {type(loaded).__name__}, expected an object"
-    fields |= {key: value for key, value in loaded.items() if key not in fields}
+def _add_member(
+    fields: dict[str, Any], path: Path, name: str, offset: int, content: bytes | None
+) -> str:
+    """Add what a member says to `fields`; returns the problem, empty when there is none."""
+    if content is None:
+        return f"its member {name!r} is a link or a device, which is not followed"
+    suffix = name.rsplit(".", 1)[-1].lower()
+    if suffix in IMAGE_SUFFIXES:
+        fields["images"].append(content)
+        fields["__members__"].append(f"{path}#{name}@{offset}+{len(content)}")
+    elif suffix == "json":
+        return merge_json(fields, content)
+    elif suffix == "txt":
+        try:
+            fields["text"] = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return f"its .txt member is not valid UTF-8: {error}"
     return ""
 
 
@@ -168,20 +201,22 @@ def _stem(name: str) -> str:
     return f"{directory}/{stem}" if directory else stem
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Name, offset and content of every file; refuses a tar that ends before its end mark."""
-    with tarfile.open(path, "r:") as tar:
+def _tar_members(path: Path) -> Iterator[tuple[str, int, bytes | None]]:
+    """Name, offset and content of every file; refuses a tar that ends before its end mark.
+
+    Links and devices have no content of their own: None.
+    """
+    with _opened_tar(path) as tar:
         while True:
             try:
                 info = tar.next()
                 if info is None:
                     break
-                file = tar.extractfile(info) if info.isfile() else None
-                content = file.read() if file else b""
-            except (tarfile.TarError, EOFError) as error:
+                content = _content(tar, info)
+            except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as error:
                 raise ValueError(f"{path}: truncated tar ({error}); fetch it again") from error
             tar.members = []  # type: ignore[attr-defined]  # it would remember every member
-            if file:
+            if not info.isdir():
                 yield info.name, info.offset_data, content
         end = tar.offset
     with path.open("rb") as raw:
@@ -191,6 +226,20 @@ def _tar_members(path: Path) -> Iterator[tuple[str, int, bytes]]:
                 f"{path}: truncated tar: no end mark at byte {end} of {path.stat().st_size}; "
                 "samples are missing, fetch it again"
             )
+
+
+def _opened_tar(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, "r:")
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: not a tar ({error}); fetch it again") from error
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
+    if info.issparse():  # a few bytes may claim terabytes of zeros
+        raise ValueError(f"{info.name!r} is a sparse member; write the tar without sparse members")
+    file = tar.extractfile(info) if info.isfile() else None
+    return file.read() if file else None
 
 
 def parquet_entries(path: Path) -> Iterator[Entry]:
@@ -205,12 +254,27 @@ def parquet_entries(path: Path) -> Iterator[Entry]:
     id_column = next((name for name in ("id", "key", "__key__") if name in names), None)
     row = 0
     for batch in file.iter_batches(batch_size=256):
-        for fields in batch.to_pylist():
-            fields["id"] = fields[id_column] if id_column else f"{path.stem}/{row}"
+        for fields, problem in _rows(batch):
             address = f"{path.name}:row {row}"
-            _unpack_images(fields, address)
-            yield Entry(address, fields)
+            if not problem:
+                fields["id"] = fields[id_column] if id_column else f"{path.stem}/{row}"
+                _unpack_images(fields, address)
+            yield Entry(address, fields, problem=problem)
             row += 1
+
+
+def _rows(batch: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a batch with what is wrong with them; one bad value does not cost the others."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):  # a text that is not UTF-8, a date without a calendar
+        for i in range(batch.num_rows):
+            try:
+                yield batch.slice(i, 1).to_pylist()[0], ""
+            except (ValueError, OverflowError) as error:
+                yield {}, f"a value that cannot be read: {error}"
+    else:
+        yield from ((fields, "") for fields in rows)
 
 
 def _unpack_images(fields: dict[str, Any], address: str) -> None:
@@ -227,9 +291,25 @@ def _unpack_images(fields: dict[str, Any], address: str) -> None:
     fields["__members__"] = [address if isinstance(i, bytes) else i for i in unpacked]
 
 
-ENTRIES: dict[str, Callable[[Path], Iterator[Entry]]] = {
+ENTRIES: dict[Format, Callable[[Path], Iterator[Entry]]] = {
     "revision": revision_entries,
     "conversations": conversation_entries,
     "webdataset": webdataset_entries,
     "parquet": parquet_entries,
+    "csv": table_entries,
 }
+
+
+def read_entries(path: str | Path, format: Format, image_root: Path | None) -> Iterator[Entry]:
+    """The raw entries of all files of `path`, one file after the other."""
+    if format == "folder" and Path(path).is_dir():
+        yield from folder_entries(Path(path), image_root)
+        return
+    for file in input_paths(path, format):
+        try:
+            yield from ENTRIES[format](file)
+        except OSError as error:
+            raise ValueError(
+                f"{file}: cannot be read to its end ({error.strerror or error}); it was there when "
+                "reading began: restore it and start again"
+            ) from error

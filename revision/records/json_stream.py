@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from io import TextIOBase
 from typing import Any
 
-MAX_ENTRY_CHARACTERS = 64 * 2**20
+from revision.records.entry import MAX_ENTRY_CHARACTERS
+
 # "1." or "1e+" at the end of a piece would decode as 1; two more characters settle it.
 _LOOKAHEAD = 8
 
@@ -56,6 +57,8 @@ class JsonStream:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as caught:
                 error, end = caught, len(self._buffer)
+            except (ValueError, RecursionError) as caught:  # numbers or nesting without an end
+                raise ValueError(f"{self._name}: not readable JSON: {caught}") from caught
             if error is None and (self._ended or end + _LOOKAHEAD <= len(self._buffer)):
                 self._position = end
                 return value

@@ -2,13 +2,15 @@
 
 import hashlib
 import logging
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from revision.records.formats import ENTRIES, Entry, Format, detect_format, input_paths
+from revision.records.entry import Entry
+from revision.records.formats import Format, detect_format, read_entries
 from revision.records.record import IMAGE_MARK, ImageSource, Record, Rejection, Role, Turn
 
 Side = Literal["image", "text", "both"]
@@ -22,6 +24,7 @@ _ROLES: dict[str, Role] = {
 }
 _FIELDS = ("id", "text", "caption", "image", "images", "conversations")
 _RECENT_IDS = 2**18
+_MAX_PATH = 4096
 
 log = logging.getLogger(__name__)
 
@@ -70,26 +73,32 @@ def read_records(
     `side` says what a record must have: "image" at least one image (a conversation without one
     is kept: it has no feature row), "text" a text that is not empty, "both" either. Ids are text,
     and unique per file list; later duplicates are refused. `image_root` does not open anything:
-    it only makes the addresses of tar members relative to it, as `load_image` expects them.
+    it only makes the addresses of tar members, and the pictures of a folder, relative to it, as
+    `load_image` expects them.
 
     Raises:
         ValueError: the input is missing, in no known format, or cannot be read to its end.
     """
-    chosen = _format(path, format)
+    chosen = chosen_format(path, format)
     seen = SeenIds()
-    for file in input_paths(path):
-        for entry in ENTRIES[chosen](file):
-            if entry.part in ("", "images" if side == "image" else "texts") or side == "both":
-                yield _accepted(entry, side, seen, image_root)
+    for entry in read_entries(path, chosen, image_root):
+        if entry.part in ("", "images" if side == "image" else "texts") or side == "both":
+            yield _accepted(entry, side, seen, image_root)
 
 
-def _format(path: str | Path, format: str) -> Format:
+def chosen_format(path: str | Path, format: str) -> Format:
+    """`format`, or for "auto" the one that is detected.
+
+    Raises:
+        ValueError: no such format, or nothing that is known at `path`.
+    """
     if format == "auto":
         detected = detect_format(path)
         log.info("%s: read as %s", path, detected)
         return detected
-    if format not in ENTRIES:
-        raise ValueError(f"format must be auto or one of {sorted(ENTRIES)}, got {format!r}")
+    if format not in get_args(Format):
+        known = sorted(get_args(Format))
+        raise ValueError(f"format must be auto or one of {known}, got {format!r}")
     return format  # type: ignore[return-value]
 
 
@@ -101,6 +110,7 @@ def _accepted(entry: Entry, side: Side, seen: SeenIds, root: Path | None) -> Rec
             raise ValueError(entry.problem)
         if not isinstance(entry.fields, dict):
             raise ValueError(f"a {type(entry.fields).__name__}, expected an object with an id")
+        _check_unicode(entry.fields)
         id = _identifier(entry.fields)
         record = _record(id, entry.fields, root)
         _check(record, "image" if entry.part == "images" else side, entry.part)
@@ -109,6 +119,29 @@ def _accepted(entry: Entry, side: Side, seen: SeenIds, root: Path | None) -> Rec
     except ValueError as error:
         return Rejection(id, str(error), entry.address)
     return record
+
+
+def _check_unicode(fields: dict[str, Any]) -> None:
+    """Refuse lone surrogates: bytes that were not UTF-8, or half of a pair; no tokenizer has one."""
+    waiting: list[Any] = [fields]
+    while waiting:  # not a recursion: nesting may be deeper than Python's stack
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, str) and not value.isascii():
+            _check_text(value)
+
+
+def _check_text(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        start = max(0, error.start - 20)
+        raise ValueError(
+            f"not valid Unicode (UTF-8) at character {error.start} of {value[start : error.end]!r}"
+        ) from None
 
 
 def _identifier(fields: dict[str, Any]) -> str:
@@ -127,9 +160,21 @@ def _record(id: str, fields: dict[str, Any], image_root: Path | None) -> Record:
         raise ValueError(f"{text_key} is a {type(text).__name__}, expected text")
     known = set(_FIELDS) - ({"caption"} if text_key == "text" else set())
     metadata = {key: value for key, value in fields.items() if key not in known}
+    images = _images(fields)
+    if "__members__" in metadata:
+        _check_members(metadata["__members__"], images)
     if "__members__" in metadata and image_root is not None:
         metadata["__members__"] = [_relative(m, image_root) for m in metadata["__members__"]]
-    return Record(id, text, _images(fields), _turns(fields.get("conversations")), metadata)
+    return Record(id, text, images, _turns(fields.get("conversations")), metadata)
+
+
+def _check_members(members: Any, images: tuple[ImageSource, ...]) -> None:
+    """The name is the reader's, for where bytes came from; data that used it could swap images."""
+    given = members if isinstance(members, list) else []
+    pairs = zip(given, images, strict=False)
+    agree = all(isinstance(image, bytes) or image == member for member, image in pairs)
+    if not agree or len(given) != len(images):
+        raise ValueError("a field is named '__members__', which tars and parquet use; rename it")
 
 
 def _relative(member: str, image_root: Path) -> str:
@@ -141,7 +186,9 @@ def _images(fields: dict[str, Any]) -> tuple[ImageSource, ...]:
     images = value if isinstance(value, list) else [value]
     for image in images:
         if not isinstance(image, (str, bytes)) or not image:
-            raise ValueError(f"image is {image!r}, expected a path or a list of paths")
+            raise ValueError(f"image is {reprlib.repr(image)}, expected a path or a list of paths")
+        if isinstance(image, str) and len(image) > _MAX_PATH:
+            raise ValueError(f"image is a path of {len(image)} characters, at most {_MAX_PATH}")
     return tuple(images)
 
 
@@ -159,8 +206,10 @@ def _turn(turn: Any) -> Turn:
         raise ValueError(f"a turn is a {type(turn).__name__}, expected an object")
     role = turn.get("from", turn.get("role"))
     text = next((turn[key] for key in ("value", "text", "content") if key in turn), None)
-    if role not in _ROLES:
-        raise ValueError(f"a turn comes from {role!r}, expected one of {sorted(_ROLES)}")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise ValueError(
+            f"a turn comes from {reprlib.repr(role)}, expected one of {sorted(_ROLES)}"
+        )
     if not isinstance(text, str):
         raise ValueError(f"the turn of {role!r} has no text")
     return Turn(_ROLES[role], text)
