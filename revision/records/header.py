@@ -1,0 +1,37 @@
+"""Size and mode of an image from its header, without decoding a pixel."""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from revision.records.image import _read_source
+from revision.records.record import ImageSource
+
+
+class ImageHeader(NamedTuple):
+    """Sizes in pixels as stored, before any EXIF orientation; `encoding` is "PNG", "JPEG", ..."""
+
+    width: int
+    height: int
+    mode: str
+    encoding: str
+
+
+def image_header(source: ImageSource, *, image_root: Path | None = None) -> ImageHeader:
+    """The header of `source`, which is found where `load_image` finds it.
+
+    Raises:
+        ValueError: missing, refused, or not an image, with the address.
+    """
+    address = f"{len(source)} bytes" if isinstance(source, bytes) else source
+    try:
+        content = source if isinstance(source, bytes) else _read_source(source, image_root)
+        with Image.open(io.BytesIO(content)) as image:
+            return ImageHeader(image.width, image.height, image.mode, str(image.format))
+    except FileNotFoundError as error:
+        raise ValueError(f"{address}: missing image, no file {error.filename}") from error
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error ...
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{address}: unreadable image ({reason})") from error
