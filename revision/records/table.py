@@ -124,7 +124,9 @@ def _entry(address: str, id: str, header: list[str], cells: list[str], problem: 
         return Entry(address, None, problem=wrong)
     fields: dict[str, Any] = {"id": id} | dict(zip(header, cells, strict=True))
     for name, cell in fields.items():
-        if any("\udc80" <= character <= "\udcff" for character in cell):
+        try:
+            cell.encode()  # fails on the surrogates of `_opened`, in C
+        except UnicodeEncodeError:
             return Entry(address, None, problem=f"column {name!r} is not valid UTF-8")
     image = next((name for name in _IMAGE_COLUMNS if name in fields), None)
     if image:

@@ -116,7 +116,8 @@ def test_the_digest_of_a_folder_covers_names_texts_and_pictures(folder):
     assert digests[0] == digests[1]
     (folder / "b.txt").write_text("A bird.")
     digests.append(source.digest())
-    (folder / "b.png").rename(folder / "b2.png")
+    for suffix in (".png", ".txt"):  # another id, the same contents in the same order
+        (folder / f"b{suffix}").rename(folder / f"bb{suffix}")
     digests.append(source.digest())
     assert len(set(digests)) == 3
 
