@@ -347,10 +347,10 @@ def test_grey_images_keep_their_values(mode, color, expected):
     assert load_image(content).getpixel((0, 0)) == expected
 
 
-def test_a_path_is_taken_from_the_root_and_an_absolute_path_wins(tmp_path):
+def test_a_path_is_taken_from_the_root_and_an_absolute_path_may_lie_inside(tmp_path):
     (tmp_path / "a.png").write_bytes(picture())
     assert load_image("a.png", image_root=tmp_path).size == (6, 4)
-    assert load_image(str(tmp_path / "a.png"), image_root=Path("/nowhere")).size == (6, 4)
+    assert load_image(str(tmp_path / "a.png"), image_root=tmp_path).size == (6, 4)
 
 
 def test_missing_and_unreadable_images_are_refused_by_address(tmp_path, monkeypatch):

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from revision.progress import track
 from revision.records import Record, Rejection, input_paths, json_line, read_records
+from revision.records.image import check_header, image_file, is_member
 
 QUARANTINE = "quarantine.jsonl"
 _VERSION = 2
@@ -161,16 +161,16 @@ def _usable(
 
 def _check_image(image: str | bytes, address: str, image_root: Path | None) -> None:
     """Look at the header of an image file: decoding a whole data set would take hours."""
-    if "@" in address and ".tar#" in address:
-        return
-    if isinstance(image, bytes):
+    if isinstance(image, bytes) and not is_member(address):
         raise ValueError(
             f"{address}: a picture that is stored as bytes there cannot be opened again while "
             "training; embed the input with embed.py and give the feature set as data.shards"
         )
-    path = (image_root or Path()) / address
+    path = image_file(address, image_root)
+    if is_member(address):
+        return
     try:
-        Image.open(path).close()
+        check_header(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: missing image") from None
     except Exception as error:  # decoders raise anything
