@@ -166,28 +166,30 @@ def webdataset_entries(path: Path) -> Iterator[Entry]:
     seek (`load_image` reads it).
     """
     for key, members in itertools.groupby(_tar_members(path), key=lambda m: _stem(m[0])):
-        fields: dict[str, Any] = {"__key__": key, "images": [], "__members__": []}
+        fields: dict[str, Any] = {"__key__": key}
+        images: dict[str, bytes] = {}
         problem = ""
         for name, offset, content in members:
-            problem = _add_member(fields, path, name, offset, content) or problem
-        if not fields["images"]:  # the .json may name a path under "image"
-            del fields["images"], fields["__members__"]
+            if content is not None and _suffix(name) in IMAGE_SUFFIXES:
+                images[f"{path}#{name}@{offset}+{len(content)}"] = content
+            else:
+                problem = _add_member(fields, name, content) or problem
+        if images:  # else the .json may name paths
+            fields |= {"images": list(images.values()), "__members__": list(images)}
         yield Entry(f"{path.name}/{key}", {"id": key} | fields, problem=problem)
 
 
-def _add_member(
-    fields: dict[str, Any], path: Path, name: str, offset: int, content: bytes | None
-) -> str:
+def _suffix(name: str) -> str:
+    return name.rsplit(".", 1)[-1].lower()
+
+
+def _add_member(fields: dict[str, Any], name: str, content: bytes | None) -> str:
     """Add what a member says to `fields`; returns the problem, empty when there is none."""
     if content is None:
         return f"its member {name!r} is a link or a device, which is not followed"
-    suffix = name.rsplit(".", 1)[-1].lower()
-    if suffix in IMAGE_SUFFIXES:
-        fields["images"].append(content)
-        fields["__members__"].append(f"{path}#{name}@{offset}+{len(content)}")
-    elif suffix == "json":
+    if _suffix(name) == "json":
         return merge_json(fields, content)
-    elif suffix == "txt":
+    if _suffix(name) == "txt":
         try:
             fields["text"] = content.decode("utf-8")
         except UnicodeDecodeError as error:

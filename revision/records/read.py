@@ -122,7 +122,7 @@ def _accepted(entry: Entry, side: Side, seen: SeenIds, root: Path | None) -> Rec
 
 
 def _check_unicode(fields: dict[str, Any]) -> None:
-    """Refuse lone surrogates: bytes that were not UTF-8, or half of a pair; no tokenizer has one."""
+    """Refuse lone surrogates: they were bytes that are not UTF-8, or half of a pair."""
     waiting: list[Any] = [fields]
     while waiting:  # not a recursion: nesting may be deeper than Python's stack
         value = waiting.pop()
@@ -173,7 +173,7 @@ def _check_members(members: Any, images: tuple[ImageSource, ...]) -> None:
     given = members if isinstance(members, list) else []
     pairs = zip(given, images, strict=False)
     agree = all(isinstance(image, bytes) or image == member for member, image in pairs)
-    if not agree or len(given) != len(images):
+    if not isinstance(members, list) or not agree or len(given) != len(images):
         raise ValueError("a field is named '__members__', which tars and parquet use; rename it")
 
 
