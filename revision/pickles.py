@@ -10,13 +10,16 @@ read.
 """
 
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 _KINDS = "biufcSU"  # bool, integers, floats, complex, byte and unicode strings: no objects, no void
+_LEAVES = (str, bytes, bytearray, int, float, complex, type(None))
+_MEMO_WRITES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _DType:
@@ -91,20 +94,38 @@ for _core in ("numpy.core", "numpy._core"):
     _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _array
 
 
+class _Call:
+    """A stand-in that is a function. A pickle may call it, not set attributes of it."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, _: Any) -> None:
+        raise ValueError("it changes a function, which later pickles would meet changed")
+
+
 class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = "builtins" if module == "__builtin__" else module  # protocols 0 to 2
         try:
-            return _STAND_INS[module, name]
+            found = _STAND_INS[module, name]
         except KeyError:
             raise ValueError(
                 f"it asks for {module}.{name}; only numpy arrays, numbers, text and plain "
                 "containers are read, because anything else could run code"
             ) from None
+        return found if isinstance(found, type) else _Call(found)
 
 
 def read_pickle(path: str | Path) -> Any:
     """The content of a pickle: plain containers, numbers, text and (read-only) arrays.
+
+    The file is walked through once before it is loaded, to refuse what would only fill memory.
 
     Raises:
         ValueError: the pickle names anything else (the name is in the message), or is damaged.
@@ -112,23 +133,62 @@ def read_pickle(path: str | Path) -> Any:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            return _plain(_RestrictedUnpickler(file).load())
+            _check_opcodes(file, path.stat().st_size)
+            file.seek(0)
+            return _plain(_RestrictedUnpickler(file).load(), {})
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
     except Exception as error:  # a damaged stream makes the unpickler raise anything
         raise ValueError(f"{path}: refused as a pickle: {error or 'it ends early'}") from error
 
 
-def _plain(value: Any) -> Any:
-    """Replace the stand-ins inside containers."""
-    if isinstance(value, _Array):
-        return value.value
+def _check_opcodes(file: IO[bytes], num_bytes: int) -> None:
+    """Refuse a memo that is larger than the file: the unpickler would allocate all of it."""
+    for opcode, argument, position in pickletools.genops(file):
+        if opcode.name in _MEMO_WRITES and int(argument or 0) > num_bytes:
+            raise ValueError(
+                f"byte {position} asks for a memo of {argument} places in a file of {num_bytes} "
+                "bytes; no writer does that, and it would fill the memory"
+            )
+
+
+def _plain(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
+    """Replace the stand-ins inside containers, each container once.
+
+    `seen` holds each container beside its result: by id alone a freed one would be confused with
+    a new one.
+    """
+    if isinstance(value, _LEAVES):
+        return value
+    if id(value) in seen:
+        return seen[id(value)][1]
+    result: Any
     if isinstance(value, list):
-        value[:] = [_plain(item) for item in value]
+        seen[id(value)] = value, (result := value)
+        value[:] = [_plain(item, seen) for item in value]
     elif isinstance(value, dict):
-        value = {key: _plain(item) for key, item in value.items()}
+        seen[id(value)] = value, (result := {})
+        result |= {_leaf(key): _plain(item, seen) for key, item in value.items()}
     elif isinstance(value, tuple):
-        value = tuple(_plain(item) for item in value)
+        result = tuple(_plain(item, seen) for item in value)
+    elif isinstance(value, (set, frozenset)):
+        result = type(value)(_leaf(item) for item in value)
+    elif isinstance(value, np.ndarray):
+        result = value
+    elif isinstance(value, _Array):
+        result = value.value
     elif isinstance(value, _DType):
-        return value.dtype
+        result = value.dtype
+    else:
+        raise ValueError(f"it holds {value!r} where only data is read")
+    seen[id(value)] = value, result
+    return result
+
+
+def _leaf(value: Any) -> Any:
+    """What a set holds and a dict has as keys: nothing that would have to be replaced."""
+    if isinstance(value, (tuple, frozenset)):
+        return type(value)(_leaf(item) for item in value)
+    if not isinstance(value, _LEAVES):
+        raise ValueError(f"a {type(value).__name__} in a set or as a key; only plain values are")
     return value

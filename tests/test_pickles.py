@@ -10,6 +10,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from revision.pickles import read_pickle
 
@@ -125,3 +127,91 @@ def test_a_damaged_pickle_is_refused(tmp_path, keep):
         read_pickle(tmp_path / "x.pkl")
     with pytest.raises(ValueError, match="no such file"):
         read_pickle(tmp_path / "y.pkl")
+
+
+# ---- what only wants to hurt
+
+
+def refused(tmp_path, content: bytes, message: str) -> None:
+    (tmp_path / "x.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.pkl: refused as a pickle: .*{message}"):
+        read_pickle(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("write", [b"r\xff\xff\xff\x7f", b"p99999999999\n"])
+def test_a_memo_larger_than_the_file_is_refused_before_it_is_allocated(tmp_path, write):
+    refused(tmp_path, b"\x80\x02]" + write + b".", "asks for a memo of")
+
+
+def test_shared_containers_are_walked_once(tmp_path):
+    """Forty lists, each twice the one before: a trillion paths to one list."""
+    content: list = []
+    for _ in range(40):
+        content = [content, content]
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
+    assert len(read_pickle(tmp_path / "x.pkl")) == 2
+
+
+def test_a_stand_in_cannot_be_changed_for_later_pickles(tmp_path):
+    """BUILD with slots would set the default argument of a function of this module."""
+    forged = b"\x80\x02cbuiltins\nbytearray\nN}U\x0c__defaults__U\x01x\x85s\x86b."
+    refused(tmp_path, forged, "changes a function")
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(bytearray(), protocol=2))
+    assert read_pickle(tmp_path / "x.pkl") == b""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cnumpy\nndarray\n.",  # a class as data
+        b"c_codecs\nencode\n.",
+        b"\x80\x04\x8f(cnumpy\ndtype\nU\x02f4\x85R\x90.",  # a stand-in in a set
+    ],
+)
+def test_only_data_comes_out(tmp_path, content):
+    refused(tmp_path, content, "(where only data is read|in a set or as a key)")
+
+
+FUZZ = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+PLAIN = (str, bytes, bytearray, int, float, complex, type(None), list, dict, tuple, set, frozenset)
+
+
+def read_bytes(directory, content: bytes) -> None:
+    path = directory / "fuzz.pkl"
+    path.write_bytes(content)
+    try:
+        value = read_pickle(path)
+    except ValueError:
+        return
+    assert isinstance(value, (*PLAIN, np.ndarray, np.dtype))
+
+
+@FUZZ
+@given(content=st.binary(max_size=60))
+def test_any_bytes_are_data_or_a_value_error(tmp_path_factory, content):
+    read_bytes(tmp_path_factory.getbasetemp(), content + b".")
+    read_bytes(tmp_path_factory.getbasetemp(), b"\x80\x04" + content)
+
+
+OPCODES = sorted(opcode.code.encode("latin-1") for opcode in pickletools.opcodes)
+
+
+@FUZZ
+@given(
+    protocol=st.integers(0, pickle.HIGHEST_PROTOCOL),
+    changes=st.lists(
+        st.tuples(
+            st.integers(0, 2**16),
+            st.binary(min_size=1, max_size=2) | st.sampled_from(OPCODES),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_a_changed_pickle_is_data_or_a_value_error(tmp_path_factory, protocol, changes):
+    content = bytearray(pickle.dumps(CONTENT, protocol=protocol))
+    for position, replacement, inserted in changes:
+        start = position % len(content)
+        content[start : start + (0 if inserted else len(replacement))] = replacement
+    read_bytes(tmp_path_factory.getbasetemp(), bytes(content))
