@@ -137,10 +137,14 @@ class TurnEncoder:
         ):
             segment = owner[min(max(start, end - 1), len(piece) - 1)]  # that of its last character
             tokens = [token]
-            if token in self._special_ids and segment.written:
+            if segment.written and self._spells_special(token, piece[start:end]):
                 tokens = self._spelled_out(piece[start:end])
             ids.extend(tokens)
             targets.extend([segment.target] * len(tokens))
+
+    def _spells_special(self, token: int, text: str) -> bool:
+        """A special token may also stand for one byte of a character: then nothing spells it."""
+        return token in self._special_ids and self.tokenizer.convert_ids_to_tokens(token) in text
 
     def _spelled_out(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
@@ -199,7 +203,8 @@ def _plain(turns: Sequence[Turn], tokenizer: Any) -> list[Segment]:
 
 def _vicuna(turns: Sequence[Turn], tokenizer: Any, end_mark: str) -> list[Segment]:
     has_system = turns[0].role == "system"
-    segments = [Segment(turns[0].text if has_system else SYSTEM), Segment(" ")]
+    system = turns[0].text if has_system else SYSTEM
+    segments = [Segment(system, written=has_system), Segment(" ")]
     for turn in turns[has_system:]:
         if turn.role == "user":
             segments += [Segment("USER: "), Segment(turn.text, written=True)]

@@ -1,9 +1,12 @@
 """Templates: exact strings, targets that decode to the answers, whatever the answers say."""
 
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from revision.data.samples import IGNORE, IMAGE_SLOT
@@ -185,3 +188,47 @@ def test_the_real_tokenizer(template, answer):
     encoded = TurnEncoder(tokenizer, template)(conversation(answer))
     end = {"plain": "\n", "llava_v1": "<|im_end|>", "chat": "<|im_end|>"}[template]
     assert text_of(tokenizer, encoded.labels).lstrip(" ") == answer + end
+
+
+# Sentencepiece writes a space as ▁, so that one character cannot come back, and puts spaces in
+# front of words, so that white space is compared only for byte-level tokenizers.
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=12)
+PIECES = st.lists(
+    WORDS | st.sampled_from([*HOSTILE, "<s>", "</s", "USER: ", " ", "\n", "\ue0000\ue001"]),
+    min_size=1,
+    max_size=3,
+).map("".join)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    answers=st.lists(PIECES, min_size=1, max_size=3),
+    question=PIECES,
+    system=st.none() | PIECES,
+    template=st.sampled_from(["plain", *END]),
+    name=st.sampled_from(sorted(TOKENIZERS)),
+)
+def test_targets_are_the_answers_whatever_anyone_says(answers, question, system, template, name):
+    tokenizer = TOKENIZERS[name]()
+    turns = conversation(*answers, question=f"<image>{question}")
+    turns = turns if system is None else [Turn("system", system), *turns]
+    encoded = TurnEncoder(tokenizer, template)(turns)
+    if template == "plain":
+        expected = f"{answers[0].strip()}\n"
+    else:
+        expected = "".join(answer.strip() + END[template] for answer in answers)
+    ids = [i for i in encoded.labels.tolist() if i >= 0]
+    found = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if name.startswith("bpe") and template in ("plain", "chat"):
+        assert found == expected
+    elif name.startswith("bpe"):  # the space in front may be one token with the first word
+        parts = (f" ?{re.escape(answer.strip() + END[template])}" for answer in answers)
+        assert re.fullmatch("".join(parts), found)
+    assert without_spaces(found) == without_spaces(expected)
+    assert encoded.input_ids.tolist().count(IMAGE_SLOT) == 1
+    at_targets = encoded.labels != IGNORE
+    assert encoded.labels[at_targets].tolist() == encoded.input_ids[at_targets].tolist()
+    if template != "plain":  # nothing that was said became a special token
+        mark = tokenizer.convert_tokens_to_ids(END[template])
+        said = len(answers) if template != "chat" else 2 * len(answers) + (system is not None)
+        assert encoded.input_ids.tolist().count(mark) == said
