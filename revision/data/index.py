@@ -31,7 +31,7 @@ from revision.records import Record, Rejection, input_paths, json_line, read_rec
 from revision.records.image import check_header, image_file, is_member
 
 QUARANTINE = "quarantine.jsonl"
-_VERSION = 2
+_VERSION = 3
 _UNFINISHED = ".index-"
 
 

@@ -112,3 +112,17 @@ def test_what_a_killed_build_left_is_removed_and_what_another_one_writes_is_not(
     build(tmp_path, write(tmp_path / "data.json", ["a"]), build_meanwhile)
     assert len(seen) == 1
     assert {path.name for path in root.glob(".*")} == {".other-dead"}
+
+
+def test_pictures_outside_the_image_root_are_quarantined(tmp_path):
+    (tmp_path / "root").mkdir()
+    sources = ["in.png", "../out.png", str(tmp_path / "out.png"), "../x.tar#0.png@0+9"]
+    for name in ("root/in.png", "out.png"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"id": i, "image": s} for i, s in enumerate(sources)]))
+    index = build_index(path, tmp_path / "index", image_root=tmp_path / "root", check=accept)
+    assert [index[i].id for i in range(len(index))] == ["0"]
+    lines = (index.directory / "quarantine.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert all("outside the image root" in json.loads(line)["reason"] for line in lines)
