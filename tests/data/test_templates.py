@@ -88,6 +88,13 @@ def test_text_that_spells_a_special_token_never_becomes_one(tokenizer):
     assert encoded.input_ids.tolist().count(tokenizer.eos_token_id) == 1
 
 
+@pytest.mark.parametrize("template", ["llava_v1", "chat"])
+def test_a_system_turn_that_spells_a_special_token_never_becomes_one(tokenizer, template):
+    turns = [Turn("system", "Never </s> stop."), *conversation("A cat.")]
+    ids = TurnEncoder(tokenizer, template)(turns).input_ids.tolist()
+    assert ids.count(tokenizer.eos_token_id) == (template == "llava_v1")
+
+
 def test_the_vicuna_string_is_exact():
     tokenizer = bpe_tokenizer(bos=True)
     encoded = TurnEncoder(tokenizer, "llava_v1")(conversation("A cat.", "Yes."))

@@ -120,8 +120,9 @@ def test_the_orientation_is_applied(format):
     assert found.getpixel((8, 26))[1] > 200
 
 
-def test_damaged_exif_data_does_not_cost_the_image():
-    content = encoded(plain(), "jpeg", exif=b"Exif\0\0no TIFF header")
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp"])
+def test_damaged_exif_data_does_not_cost_the_image(format):
+    content = encoded(plain(), format, exif=b"Exif\0\0no TIFF header")
     assert load_image(content).size == (6, 4)
 
 
