@@ -58,8 +58,8 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
     import lightning as L
     import torch
 
-    from revision.training.jobs import make_job
     from revision.training.loggers import close
+    from revision.training.make_job import make_job
     from revision.training.module import TrainingModule
     from revision.training.optim import OptimizerSettings
     from revision.training.provenance import claim_inputs, input_digests, provenance

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from revision import parallel
 from revision.alignment.base import AlignmentMap
-from revision.alignment.moments import block_rows, one_thread
 from revision.alignment.noise import noise_card, row_keys
+from revision.alignment.passes import block_rows, one_thread
 from revision.alignment.storage import alignment_digest
 from revision.files import claim
 from revision.progress import track

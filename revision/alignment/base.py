@@ -16,17 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
-from revision.alignment.moments import (
-    CANCELLED,
-    CPU,
-    Batches,
-    Moments,
-    Second,
-    block_rows,
-    moments_of,
-    normalize_,
-)
+from revision.alignment.moments import CANCELLED, Moments, Second, moments_of
 from revision.alignment.noise import Noise
+from revision.alignment.passes import CPU, Batches, block_rows, normalize_
 from revision.sums import to_float64
 
 EPSILON = 1e-10  # of the public ReAlign script: no division by zero for a cloud without spread

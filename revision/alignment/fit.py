@@ -15,8 +15,9 @@ import torch
 from revision import parallel
 from revision.alignment.base import AlignmentMap, Cloud
 from revision.alignment.domain import COVARIANCE_ROWS, compare, with_covariance
-from revision.alignment.moments import CPU, GRID_ROWS, Cells, Moments, Second, moments_of
+from revision.alignment.moments import Moments, Second, moments_of
 from revision.alignment.noise import noise_card
+from revision.alignment.passes import CPU, GRID_ROWS, Cells
 from revision.alignment.selection import RowSource, Subset, evenly, select
 from revision.alignment.storage import (
     CARD_NAME,

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from revision.alignment.base import Cloud
-from revision.alignment.moments import Batches, accumulate, grid
+from revision.alignment.passes import Batches, accumulate, grid
 
 MISMATCH = "are to be pairs, but one side has more rows; embed both from the same records"
 

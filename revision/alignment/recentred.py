@@ -14,7 +14,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from revision.alignment.base import AlignmentMap, Cloud, onto_sphere_
-from revision.alignment.moments import CPU, Moments, moments_of_transformed
+from revision.alignment.moments import Moments, moments_of_transformed
+from revision.alignment.passes import CPU
 
 
 class RecentredMap(AlignmentMap):

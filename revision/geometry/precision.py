@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 
-from revision.alignment.moments import Batches, grid, moments_of, unit_rows
+from revision.alignment.moments import moments_of, unit_rows
+from revision.alignment.passes import Batches, grid
 
 BLOCK_ROWS = 256
 COARSE = 1.5 * 2.0**8  # a number below 128 plus this, less this: rounded to a multiple of 2^-44

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from revision.alignment.moments import MIN_NORM
+from revision.sums import MIN_NORM
 
 UNIT_TOLERANCE = 0.01
 MAX_HASHES = 1 << 19  # 46 MB

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from revision.alignment.fit import read_sets
-from revision.alignment.moments import GRID_ROWS, bad_rows, unit_rows
+from revision.alignment.moments import bad_rows, unit_rows
+from revision.alignment.passes import GRID_ROWS
 from revision.shards import ShardReader
 
 Part = Literal["all", "fitted", "unseen"]

@@ -51,22 +51,6 @@ class Job(Protocol):
         """Write the result; it appears whole."""
 
 
-def make_job(cfg: Any, build: Build) -> Job:
-    """The job of `cfg.stage`, by what it leaves in the run directory."""
-    if cfg.stage.result == "encoder":
-        if cfg.get("noise"):
-            raise ValueError(
-                "noise= disturbs the text features of pretrain and its kin; a stage that trains "
-                "an encoder has no use for it: leave it out"
-            )
-        from revision.training.contrastive_job import contrastive_job
-
-        return contrastive_job(cfg, build)
-    from revision.training.visual_job import visual_job
-
-    return visual_job(cfg, build)
-
-
 def data_plan(cfg: Any) -> dict[str, Any]:
     """What the stage decides about the order and size of its steps."""
     keys = ("batch_size", "accumulate", "epochs", "max_steps")

@@ -2,15 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from revision.alignment.moments import (
-    GRID_ROWS,
-    Cells,
-    Moments,
-    bad_rows,
-    grid,
-    moments_of,
-    moments_of_transformed,
-)
+from revision.alignment.moments import Moments, bad_rows, moments_of, moments_of_transformed
+from revision.alignment.passes import GRID_ROWS, Cells, grid
 from tests.feature_sets import cloud
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from revision.alignment.base import Cloud
-from revision.alignment.moments import bad_rows, grid, unit_rows
+from revision.alignment.moments import bad_rows, unit_rows
+from revision.alignment.passes import grid
 
 
 def sampled(cloud: Cloud, transform: Callable[[Tensor], Tensor], max_rows: int) -> Tensor:
