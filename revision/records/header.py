@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from revision.records.image import _read_source
+from revision.records.image import FORMATS, read_source
 from revision.records.record import ImageSource
 
 
@@ -27,8 +27,8 @@ def image_header(source: ImageSource, *, image_root: Path | None = None) -> Imag
     """
     address = f"{len(source)} bytes" if isinstance(source, bytes) else source
     try:
-        content = source if isinstance(source, bytes) else _read_source(source, image_root)
-        with Image.open(io.BytesIO(content)) as image:
+        content = source if isinstance(source, bytes) else read_source(source, image_root)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return ImageHeader(image.width, image.height, image.mode, str(image.format))
     except FileNotFoundError as error:
         raise ValueError(f"{address}: missing image, no file {error.filename}") from error

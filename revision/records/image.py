@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from revision.records.record import ImageSource
 
 # Not every format that Pillow knows: some start other programs (EPS) or mean no picture.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 _TAR_ADDRESS = re.compile(r"(?P<tar>.*\.tar)#(?P<member>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.S)
 
 
@@ -36,7 +36,7 @@ def load_image(source: ImageSource, *, image_root: Path | None = None) -> Image.
     """
     address = f"{len(source)} bytes" if isinstance(source, bytes) else source
     try:
-        content = source if isinstance(source, bytes) else _read_source(source, image_root)
+        content = source if isinstance(source, bytes) else read_source(source, image_root)
         return _decode(content)
     except FileNotFoundError as error:
         raise ValueError(f"{address}: missing image, no file {error.filename}") from error
@@ -59,7 +59,7 @@ def is_member(address: str) -> bool:
 
 def check_header(path: Path) -> None:
     """Raise what a decoder raises where the header alone shows that a file cannot be read."""
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as image:
         _check_pixels(image)
 
 
@@ -82,7 +82,12 @@ def image_file(source: str, image_root: Path | None) -> Path:
     return resolved
 
 
-def _read_source(source: str, image_root: Path | None) -> bytes:
+def read_source(source: str, image_root: Path | None) -> bytes:
+    """The encoded bytes of a file or of a tar member.
+
+    Raises:
+        ValueError: outside `image_root`, no regular file, or a member that was cut off.
+    """
     path = image_file(source, image_root)
     if path.exists() and not path.is_file():  # a pipe or a device would never end
         raise ValueError("not a file")
@@ -105,11 +110,11 @@ def _decode(content: bytes) -> Image.Image:
     if not content:
         raise ValueError("it is empty, 0 bytes")
     try:
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(
             f"no image of a known format, it begins with {content[:12]!r}; the formats are "
-            f"{', '.join(_FORMATS)}"
+            f"{', '.join(FORMATS)}"
         ) from None
     with image:
         _check_pixels(image)
