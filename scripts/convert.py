@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> Path:
         paths = export_pickles(source, output_dir, records_per_file=cfg.records_per_file)
         print(f"{output_dir}: {len(paths)} pickles")
         return output_dir
-    shared = {"encoder": cfg.encoder, "rows_per_shard": cfg.rows_per_shard}
+    shared = {"encoder": cfg.encoder_name, "rows_per_shard": cfg.rows_per_shard}
     if cfg.format == "clip_retrieval":
         headers = import_clip_retrieval(source, output_dir, **shared)
     else:

@@ -103,7 +103,7 @@ def run(cfg: DictConfig) -> Path:
         encoder_dir=features.encoder / "encoder",
         image_root=features.prepared / "images",
         steps=commands.cache.results,
-        facts={"seed": str(cfg.seed), "LLM": cfg.llm},
+        facts={"seed": str(cfg.seed), "LLM": cfg.llm_name},
         seconds=time.monotonic() - begin,
     )
 
@@ -184,7 +184,7 @@ def follow(
         "train",
         [
             "stage=pretrain",
-            f"llm={cfg.llm}",
+            f"llm={cfg.llm_name}",
             "encoder=clipart",
             f"encoder.path={features.encoder / 'encoder'}",
             f"data.shards={rows}",

@@ -40,6 +40,13 @@ def test_a_root_composes(root: str) -> None:
     assert compose(root, required)
 
 
+@pytest.mark.parametrize("root", ROOTS)
+def test_no_key_of_a_root_is_hidden_by_a_group(root: str) -> None:
+    keys = OmegaConf.load(CONF_DIR / f"{root}.yaml")
+    groups = {path.parent.name for path in LEAVES} - {next(iter(d)) for d in keys.defaults[2:]}
+    assert not {key for key in groups & set(keys) if not OmegaConf.is_config(keys[key])}
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_an_experiment_is_a_recipe_card_that_composes(path: Path) -> None:
     text = path.read_text()
