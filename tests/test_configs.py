@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from revision.config import CONF_DIR, compose
 
@@ -43,6 +43,7 @@ def test_a_root_composes(root: str) -> None:
 @pytest.mark.parametrize("root", ROOTS)
 def test_no_key_of_a_root_is_hidden_by_a_group(root: str) -> None:
     keys = OmegaConf.load(CONF_DIR / f"{root}.yaml")
+    assert isinstance(keys, DictConfig)
     groups = {path.parent.name for path in LEAVES} - {next(iter(d)) for d in keys.defaults[2:]}
     assert not {key for key in groups & set(keys) if not OmegaConf.is_config(keys[key])}
 
