@@ -33,7 +33,8 @@ def run(cfg: DictConfig) -> Path:
     """Fit, apply and report as `cfg` says; returns the output directory."""
     output_dir, device = Path(cfg.output_dir), parallel.device_of(cfg.device)
     mapped = read_sets(Path(cfg.source), Path(cfg.target))
-    fitting = read_sets(Path(cfg.fit_source or cfg.source), Path(cfg.fit_target or cfg.target))
+    fit_sets = Path(cfg.fit_source or cfg.source), Path(cfg.fit_target or cfg.target)
+    fitting = read_sets(*fit_sets, prefix="fit_" if cfg.fit_source or cfg.fit_target else "")
     unseen = _read_unseen(cfg)
     options = FitOptions(
         rows=cfg.fit_rows,
@@ -65,6 +66,8 @@ def run(cfg: DictConfig) -> Path:
         measured = MeasureOptions(**cfg.report)
         report = write_report(alignment, fitting, unseen, output_dir, measured)
         print(f"{output_dir}: {summary(report)}")
+    elif is_first:
+        print(f"{output_dir}: {'alignment and shards' if cfg.apply else 'alignment'}, no report")
     return output_dir
 
 
@@ -81,7 +84,7 @@ def _read_unseen(cfg: DictConfig) -> FeatureSets | None:
         return None
     if None in sides:
         raise ValueError("holdout_source and holdout_target go together: give both or neither")
-    return read_sets(*map(Path, sides))
+    return read_sets(*map(Path, sides), prefix="holdout_")
 
 
 main = entry(run, "align")

@@ -70,6 +70,17 @@ def test_the_map_alone_is_fitted_and_measured_without_shards(tmp_path, sets):
     assert ShardReader(out / "shards").num_rows == 230
 
 
+def test_a_sample_larger_than_the_set_warns_and_takes_all(tmp_path, sets):
+    with pytest.warns(UserWarning, match="200 rows of .*image were asked for, it has 170"):
+        run(sets, tmp_path / "out", "fit_rows=200", "report=null")
+
+
+def test_refusals_name_the_key_that_was_given(tmp_path, sets):
+    swapped = f"holdout_source={sets[1]}", f"holdout_target={sets[0]}"
+    with pytest.raises(ValueError, match=r"holdout_source=.* holds image features"):
+        run(sets, tmp_path / "out", *swapped)
+
+
 def test_splitting_the_same_rows_into_other_shards_does_not_change_a_bit(tmp_path, sets):
     text, image = read_rows(sets[0]), read_rows(sets[1])
     other = (

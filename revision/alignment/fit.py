@@ -68,8 +68,10 @@ class FeatureRows(NamedTuple):
     target: RowSource
 
 
-def read_sets(source_dir: Path, target_dir: Path) -> FeatureSets:
+def read_sets(source_dir: Path, target_dir: Path, *, prefix: str = "") -> FeatureSets:
     """Open both feature sets and check that they can be compared.
+
+    `prefix` stands before "source" and "target" where the user gave them by other keys.
 
     Raises:
         ValueError: text and images swapped, aligned already, or of two encoders.
@@ -78,12 +80,12 @@ def read_sets(source_dir: Path, target_dir: Path) -> FeatureSets:
     for side, kind, reader in (("source", "text", sets[0]), ("target", "image", sets[1])):
         if reader.header.kind != kind:
             raise ValueError(
-                f"{side}={reader.directory} holds {reader.header.kind} features, expected {kind}; "
-                "text is aligned to images, not the other way round"
+                f"{prefix}{side}={reader.directory} holds {reader.header.kind} features, expected "
+                f"{kind}; text is aligned to images, not the other way round"
             )
         if reader.header.alignment is not None:
             raise ValueError(
-                f"{side}={reader.directory} is already aligned "
+                f"{prefix}{side}={reader.directory} is already aligned "
                 f"({reader.header.alignment['name']}); give the shards that embed.py wrote"
             )
     _check_one_encoder(*sets)

@@ -8,6 +8,7 @@ A subset is held as one bit per row of the set.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -87,6 +88,12 @@ def select(
         raise ValueError(
             f"no row of {reader.directory} comes from a record with metadata {dict(where)}; "
             f"{_known(reader, where)}"
+        )
+    if count is not None and len(positions) < count:
+        warnings.warn(
+            f"{count} rows of {reader.directory} were asked for, it has {len(positions)}: all of "
+            "them are used, and none is left to measure on",
+            stacklevel=2,
         )
     return Subset(reader, np.sort(positions))
 
