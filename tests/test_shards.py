@@ -32,7 +32,7 @@ from revision.shards import (
 )
 from revision.sums import scan
 from scripts import verify as verify_script
-from tests.feature_sets import forget_moments
+from tests.feature_sets import cloud, forget_moments, write_set
 
 DIM = 6
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -467,3 +467,12 @@ def test_verify_sees_a_changed_byte(feature_set):
     problems = verify(feature_set)
     assert any("sha256" in problem for problem in problems)
     assert any("00001.tar block 0: 1 of 4 rows are zero" in problem for problem in problems)
+
+
+def test_the_blocks_of_a_shard_are_those_that_name_it(tmp_path):
+    reader = ShardReader(write_set(tmp_path / "x", cloud(1, 130), "text", shard_rows=50))
+    for info in reader.header.shards:
+        named = [block for block, ref in enumerate(reader.blocks) if ref.shard == info.name]
+        assert list(reader.blocks_of(info.name)) == named
+    ids = [id for block in range(len(reader.blocks)) for id in reader.block_row_ids(block)]
+    assert ids == list(reader.row_ids()) == [str(i) for i in range(130)]

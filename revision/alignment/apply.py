@@ -101,13 +101,11 @@ def _align_shard(alignment: AlignmentMap, reader: ShardReader, directory: Path, 
     """Write one shard. Blocks that may hold bad rows are mapped as a whole, to find these first."""
     info = reader.header.shards[index]
     with ShardWriter(directory, index, reader.dim, "float32") as writer:
-        for block, place in enumerate(reader.blocks):
-            if place.shard != info.name:
-                continue
+        for block in reader.blocks_of(info.name):
             if info.moments is None:
                 _add_good_records(writer, alignment, reader, block)
             else:
-                pieces = _pieces(alignment, reader, block)
+                place, pieces = reader.blocks[block], _pieces(alignment, reader, block)
                 lines = reader.record_bytes(block)
                 writer.copy_block(pieces, place.rows, lines, place.records)
 
@@ -146,10 +144,7 @@ def _keys(alignment: AlignmentMap, reader: ShardReader, block: int) -> Tensor | 
     """Noise keys of the rows of a block, where the map is random."""
     if not alignment.is_random:
         return None
-    ids = [record.id for record in reader.records(block)]
-    counts = reader.row_counts(block).tolist()
-    owners = [id for id, count in zip(ids, counts, strict=True) for _ in range(count)]
-    return row_keys(owners, epoch=0)
+    return row_keys(reader.block_row_ids(block), epoch=0)
 
 
 def _add_good_records(

@@ -100,8 +100,7 @@ def ids_at(reader: ShardReader, positions: Positions) -> list[str]:
     for block, place in enumerate(reader.blocks):
         first, last = np.searchsorted(positions, [start, start + place.rows])
         if last > first:
-            owners = np.repeat(np.arange(place.records), reader.row_counts(block))
-            records = reader.records(block)
-            ids += [records[owners[p]].id for p in positions[first:last] - start]
+            owners = reader.block_row_ids(block)
+            ids += [owners[p] for p in positions[first:last] - start]
         start += place.rows
     return ids

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,17 @@ class ShardReader:
             for index, (rows, records) in enumerate(info.blocks)
         ]
         self._ends = np.cumsum([block.rows for block in self.blocks], dtype=np.int64)
+        ends = accumulate(len(info.blocks) for info in self.header.shards)
+        self._shard_blocks = {
+            info.name: range(end - len(info.blocks), end)
+            for info, end in zip(self.header.shards, ends, strict=True)
+        }
         self._index: dict[str, dict[str, tuple[int, int]]] = {}
         self._places: dict[int, tuple[int, np.dtype]] = {}
+
+    def blocks_of(self, shard: str) -> range:
+        """The numbers of the blocks in the shard file `shard`."""
+        return self._shard_blocks[shard]
 
     def _locate(self, block: int, member: str) -> tuple[Path, int, int]:
         ref = self.blocks[block]
@@ -159,8 +169,12 @@ class ShardReader:
     def row_ids(self) -> Iterator[str]:
         """The id of the record that each row belongs to, in the order of the rows."""
         for block in range(len(self.blocks)):
-            for record, count in zip(self.records(block), self.row_counts(block), strict=True):
-                yield from [record.id] * int(count)
+            yield from self.block_row_ids(block)
+
+    def block_row_ids(self, block: int) -> list[str]:
+        """The ids of `row_ids` for the rows of one block."""
+        counted = zip(self.records(block), self.row_counts(block), strict=True)
+        return [record.id for record, count in counted for _ in range(count)]
 
     def iter_rows(self, batch_rows: int = GRID_ROWS) -> Iterator[Rows]:
         """All rows in order, in batches of `batch_rows` whatever the blocks are (the last less)."""

@@ -38,8 +38,7 @@ def verify_moments(reader: ShardReader) -> list[str]:
 
 
 def _scans(reader: ShardReader, info: ShardInfo) -> dict[int, Scan]:
-    blocks = [block for block, ref in enumerate(reader.blocks) if ref.shard == info.name]
-    return {block: scan(reader.features(block)) for block in blocks}
+    return {block: scan(reader.features(block)) for block in reader.blocks_of(info.name)}
 
 
 def _verify_moments(path: Path, info: ShardInfo, scans: dict[int, Scan]) -> list[str]:
