@@ -13,7 +13,7 @@ from revision.config import CONF_DIR, compose
 LEAVES = sorted(p for p in CONF_DIR.glob("*/*.yaml") if "_target_:" in p.read_text())
 ROOTS = (
     *("embed", "align", "train", "evaluate", "generate"),
-    *("convert", "verify", "pipeline", "prepare_demo", "inspect_data"),
+    *("convert", "verify_shards", "pipeline", "prepare_demo", "inspect_data"),
     *("gap_study", "gap_table", "measure_gap", "compare_methods"),
 )
 EXPERIMENTS = sorted((CONF_DIR / "experiment").glob("*.yaml"))

@@ -31,7 +31,7 @@ from revision.shards import (
     write_header,
 )
 from revision.sums import scan
-from scripts import verify as verify_script
+from scripts import verify_shards as verify_script
 from tests.feature_sets import cloud, forget_moments, write_set
 
 DIM = 6
@@ -444,14 +444,14 @@ def blank_a_row(feature_set: Path) -> None:
 
 
 def test_the_verify_command_says_in_one_line_that_all_is_well(feature_set, capsys):
-    verify_script.run(compose("verify", [f"input={feature_set}"]))
+    verify_script.run(compose("verify_shards", [f"input={feature_set}"]))
     [line] = capsys.readouterr().out.splitlines()
     assert "fine; 9 text rows of width 6 in 2 shards, 2 records in quarantine" in line
 
 
 def test_the_verify_command_fails_on_a_damaged_set(feature_set):
     blank_a_row(feature_set)
-    command = [sys.executable, str(REPOSITORY / "scripts" / "verify.py"), f"input={feature_set}"]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "verify_shards.py"), f"input={feature_set}"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ended.returncode == 1

@@ -127,7 +127,7 @@ def _pieces(alignment: AlignmentMap, reader: ShardReader, block: int) -> Iterato
                 f"{reader.directory / ref.shard} block {ref.index}: row "
                 f"{start + int(np.flatnonzero(bad)[0])} is zero or not finite, but was not when "
                 "it was written; see what else is damaged with "
-                f"python scripts/verify.py input={reader.directory}"
+                f"python scripts/verify_shards.py input={reader.directory}"
             )
         yield aligned
 

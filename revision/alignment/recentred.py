@@ -71,5 +71,5 @@ def _check_same_rows(placed: Moments, fitted: Moments) -> None:
         raise ValueError(
             f"{len(placed.rejected)} source rows have no direction, but {len(fitted.rejected)} had "
             "none when their moments were taken: the rows were damaged since; find them with "
-            "python scripts/verify.py input=<source>"
+            "python scripts/verify_shards.py input=<source>"
         )

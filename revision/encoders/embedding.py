@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from revision.encoders.base import DualEncoder, Side
-from revision.encoders.work import Batch, EmbeddingDataset, Plan, Source, quiet_worker
+from revision.encoders.plan import Plan, Source
+from revision.encoders.work import Batch, EmbeddingDataset, quiet_worker
 from revision.records import Record, Rejection
 from revision.shards import (
     GRID_ROWS,

@@ -12,7 +12,8 @@ from PIL import Image
 
 from revision.encoders.embedding import OpenShard, embed_records
 from revision.encoders.load import load_encoder
-from revision.encoders.work import EmbeddingDataset, Plan, Source
+from revision.encoders.plan import Plan, Source
+from revision.encoders.work import EmbeddingDataset
 from revision.records import load_image
 from revision.shards import ShardReader, verify
 from tests.tiny_encoders import WORDS, save_clip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from revision.encoders.work import Source
+from revision.encoders.plan import Source
 from revision.records import (
     Record,
     Rejection,

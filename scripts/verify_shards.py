@@ -1,6 +1,6 @@
 """Read every byte of a feature set and say what is wrong with it.
 
-    python scripts/verify.py input=runs/features/images
+    python scripts/verify_shards.py input=runs/features/images
 
 prints one line per problem and ends with exit status 1, or prints one line that all is well:
 digests, counts, stored moments, and rows that no direction can be read from.
@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
     )
 
 
-main = entry(run, "verify")
+main = entry(run, "verify_shards")
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,144 @@
+"""The plan of an embedding run: the input, what one feature set will hold, and its fingerprint.
+
+Place in the pipeline: records -> **plan** -> batches -> encoder -> feature shards. `plan.json`
+beside the shards says with what they were begun, so that a run which is started again either
+continues the same set or refuses to mix two.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from revision.encoders.base import Side
+from revision.files import file_digest, write_bytes
+from revision.progress import track
+from revision.records import Record, Rejection, read_records
+from revision.records.formats import input_paths
+from revision.records.read import chosen_format
+from revision.shards import DTYPES, Header, shard_name, write_header
+
+PLAN_NAME = "plan.json"
+
+Entry = Record | Rejection
+
+
+@dataclass(frozen=True)
+class Source:
+    """The input of one feature set, as all processes and workers read it."""
+
+    path: str
+    side: Side
+    image_root: Path | None = None
+    format: str = "auto"
+
+    def entries(self) -> Iterator[Entry]:
+        return read_records(
+            self.path, side=self.side, image_root=self.image_root, format=self.format
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of the input's files; not of the pictures that a JSON file points to."""
+        files = input_paths(self.path, self.format)
+        digests = [file_digest(file) for file in files]
+        if chosen_format(self.path, self.format) == "folder":  # there names are the ids
+            digests += [file.relative_to(self.path).as_posix() for file in files]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one feature set will hold; `plan.json` beside the shards records it."""
+
+    source: Source
+    directory: Path
+    rows_per_shard: int
+    num_entries: int
+    fingerprint: dict[str, Any]
+
+    @property
+    def dtype(self) -> str:
+        return self.fingerprint["dtype"]
+
+    @staticmethod
+    def make(
+        source: Source, directory: Path, *, encoder: dict[str, Any], dtype: str, rows_per_shard: int
+    ) -> "Plan":
+        """Plan the set, or take up the plan that is there.
+
+        Raises:
+            ValueError: the directory was begun with another plan, the input has no entry, or a
+            setting cannot be used.
+        """
+        if rows_per_shard < 1:
+            raise ValueError(f"rows_per_shard must be at least 1, got {rows_per_shard}")
+        if dtype not in DTYPES:
+            raise ValueError(f"features are stored as one of {', '.join(DTYPES)}, got {dtype!r}")
+        fingerprint = {
+            "encoder": encoder,
+            "input_sha256": source.digest(),
+            "side": source.side,
+            "dtype": dtype,
+            "rows_per_shard": rows_per_shard,
+        }
+        path = directory / PLAN_NAME
+        if path.exists():
+            recorded = json.loads(path.read_bytes())
+            _check_same(recorded["fingerprint"], fingerprint, directory)
+            num_entries = recorded["num_entries"]
+        else:
+            entries = track(source.entries(), f"count {source.side} records")
+            num_entries = sum(1 for _ in entries)
+        if num_entries == 0:
+            raise ValueError(f"{source.path}: no {source.side} entry to embed")
+        return Plan(source, directory, rows_per_shard, num_entries, fingerprint)
+
+    def record(self) -> None:
+        """Write `plan.json` where there is none; one process does it."""
+        path = self.directory / PLAN_NAME
+        if not path.exists():
+            content = {"fingerprint": self.fingerprint, "num_entries": self.num_entries}
+            write_bytes(path, json.dumps(content, indent=1).encode())
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_entries // self.rows_per_shard)
+
+    def shard_path(self, index: int) -> Path:
+        return self.directory / shard_name(index)
+
+    def missing(self) -> list[int]:
+        return [k for k in range(self.num_shards) if not self.shard_path(k).exists()]
+
+    def num_entries_in(self, shard: int) -> int:
+        return min(self.rows_per_shard, self.num_entries - shard * self.rows_per_shard)
+
+    def write_header(self) -> Header:
+        """Declare the set complete; every shard must be there."""
+        root = self.source.image_root
+        return write_header(
+            self.directory,
+            kind=self.source.side,
+            encoder=self.fingerprint["encoder"],
+            source={
+                "input": self.source.path,
+                "input_sha256": self.fingerprint["input_sha256"],
+                "image_root": None if root is None else str(root),
+            },
+            num_shards=self.num_shards,
+        )
+
+
+def _check_same(recorded: dict[str, Any], wanted: dict[str, Any], directory: Path) -> None:
+    differing = [
+        f"{key} was {recorded.get(key)!r} and is now {wanted.get(key)!r}"
+        for key in sorted(recorded.keys() | wanted.keys())
+        if recorded.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{directory} was begun with other settings: {'; '.join(differing)}. Its shards would "
+            "be mixed with different ones: choose another output_dir, or delete this one"
+        )
