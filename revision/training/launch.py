@@ -21,13 +21,19 @@ _PLAIN_HYDRA = (
 )
 
 
-def num_local_processes(accelerator: str, devices: int | str | Sequence[int]) -> int:
-    """The devices on this machine that `accelerator` and `devices` select."""
+def uses_gpu(accelerator: str) -> bool:
+    """Whether `accelerator` puts a run on a GPU of this machine."""
     import torch  # takes seconds: not for a run that is done
 
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def num_local_processes(accelerator: str, devices: int | str | Sequence[int]) -> int:
+    """The devices on this machine that `accelerator` and `devices` select."""
     if devices in ("auto", -1, "-1"):
-        on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        return torch.cuda.device_count() if on_gpu else 1
+        import torch
+
+        return torch.cuda.device_count() if uses_gpu(accelerator) else 1
     if isinstance(devices, str):
         parts = [part for part in devices.split(",") if part]
         return len(parts) if "," in devices else int(devices)

@@ -26,7 +26,7 @@ from revision.training.checkpoint import (
     checkpoint_step,
     latest_checkpoint,
 )
-from revision.training.launch import leave_process_group_at_exit
+from revision.training.launch import leave_process_group_at_exit, uses_gpu
 from revision.training.leftovers import CHECKPOINTS
 from revision.training.metrics_file import MetricsFile, truncate_metrics
 from revision.training.module import TrainingModule
@@ -82,8 +82,7 @@ class RunSettings:
         """`auto` is bfloat16 mixed precision where the hardware has it, float32 elsewhere."""
         if self.precision != "auto":
             return self.precision
-        on_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        device = torch.device("cuda" if on_gpu else "cpu")
+        device = torch.device("cuda" if uses_gpu(self.accelerator) else "cpu")
         return "bf16-mixed" if has_bfloat16(device) else "32-true"
 
 

@@ -15,10 +15,12 @@ from revision.alignment.noise import Noise
 from revision.data.datamodule import VisualDataModule
 from revision.data.samples import Batch
 from revision.encoders.base import DualEncoder
+from revision.models.attention import choose_attention, set_attention
 from revision.models.directory import load_model, save_model
 from revision.models.llava import LlavaModel
 from revision.shards import read_header
 from revision.training.jobs import Build, check_encoder, data_plan, with_weights
+from revision.training.launch import uses_gpu
 from revision.training.loggers import log_answers, log_gap
 from revision.training.run import say
 from revision.training.visual_alignment import find_alignment, load_image_map, load_row_map
@@ -34,6 +36,8 @@ class VisualJob:
     image map, where the alignment in `alignment_dir` moves images too: rows of pictures go through
     it in `prepare`, and in the sources where they come from shards.
 
+    `attention` is the kernel that the language model trains with; the result does not record it.
+
     Raises:
         ValueError: the features are of another width than the projector reads.
     """
@@ -45,10 +49,12 @@ class VisualJob:
         *,
         alignment_dir: Path | None = None,
         num_answers: int = 0,
+        attention: str = "sdpa",
     ) -> None:
         self.make_model = make_model
         self.alignment_dir, self.num_answers = alignment_dir, num_answers
         self.model = make_model()
+        set_attention(self.model.language_model, attention)
         self.data = make_data(self.model)
         for name, source in zip(("training", "held-out"), self.data.sources, strict=True):
             _check_width(name, source, self.model)
@@ -129,6 +135,7 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
         make_data,
         alignment_dir=alignment_dir,
         num_answers=cfg.num_answers,
+        attention=choose_attention(cfg.attention, on_gpu=uses_gpu(cfg.accelerator)),
     )
 
 
