@@ -1,0 +1,157 @@
+"""How each of the layouts of `load_stores.py` is read in training: one epoch, in shuffled batches.
+
+    ours      the path of train.py: VisualDataModule -> plan -> ShardSource -> WindowLoader, with
+              token ids, labels and unit rows
+    dict      every pickle of the public code into one dict by id, rows stacked from it
+    singles   one member per row, through webdataset.WebDataset and WebLoader
+    blocks    our shards through plain webdataset, a block at a time
+    limit     nothing but a gather: every row copied once, in shuffled order, from mapped memory
+
+Only `ours` tokenises and divides by the norm; the others hand over rows and captions as stored.
+"""
+
+import io
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+SEED = 0
+
+
+@dataclass
+class Rows:
+    """A batch. `texts` are captions, or what a tokenizer made of them."""
+
+    ids: list[str]
+    rows: Any
+    texts: Any
+
+
+@dataclass
+class Job:
+    """What one process reads."""
+
+    directory: Path
+    tokenizer: str
+    dim: int
+    batch_size: int = 256
+    rank: int = 0
+    world_size: int = 1
+    first_step: int = 0
+
+
+Reader = Callable[[Job], Iterator[Rows]]
+
+
+def ours(job: Job) -> Reader:
+    import torch
+    from transformers import AutoTokenizer
+
+    from revision.data.datamodule import VisualDataModule
+    from revision.data.templates import TurnEncoder
+
+    torch.set_num_threads(1)
+    turns = TurnEncoder(AutoTokenizer.from_pretrained(job.tokenizer), "plain")  # the model's own
+
+    def read(job: Job) -> Iterator[Rows]:
+        data = VisualDataModule(
+            turns=turns, shards=job.directory / "shards", batch_size=job.batch_size, seed=SEED
+        )
+        data.trainer: Any = SimpleNamespace(  # what the module asks of Lightning's trainer
+            global_rank=job.rank,
+            world_size=job.world_size,
+            global_step=job.first_step,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )
+        for batch in data.train_dataloader():
+            if batch.visual is not None:
+                yield Rows(batch.ids, batch.visual[:, 0], batch.labels)
+
+    return read
+
+
+def dictionary(job: Job) -> Reader:
+    def read(job: Job) -> Iterator[Rows]:
+        store: dict[str, Any] = {}
+        for path in sorted((job.directory / "pickles").glob("*.pkl")):
+            with open(path, "rb") as file:
+                store |= {record["id"]: record for record in pickle.load(file)}
+        ids = list(store)
+        order = np.random.default_rng(SEED).permutation(len(ids))[job.rank :: job.world_size]
+        for start in range(0, len(order), job.batch_size):
+            chosen = [store[ids[place]] for place in order[start : start + job.batch_size]]
+            rows = np.stack([record["embed"] for record in chosen])
+            yield Rows([r["id"] for r in chosen], rows, [r["caption"] for r in chosen])
+
+    return read
+
+
+def singles(job: Job) -> Reader:
+    import webdataset
+
+    def read(job: Job) -> Iterator[Rows]:
+        tars = sorted(map(str, (job.directory / "singles").glob("*.tar")))
+        dataset = (
+            webdataset.WebDataset(tars[job.rank :: job.world_size], shardshuffle=100, seed=SEED)
+            .shuffle(1000, seed=SEED)
+            .decode()
+            .to_tuple("npy", "json")
+            .batched(job.batch_size)
+        )
+        for rows, fields in webdataset.WebLoader(dataset, batch_size=None, num_workers=0):
+            yield Rows([f["id"] for f in fields], rows, [f["caption"] for f in fields])
+
+    return read
+
+
+def blocks(job: Job) -> Reader:
+    import webdataset
+
+    def read(job: Job) -> Iterator[Rows]:
+        tars = sorted(map(str, (job.directory / "shards").glob("*.tar")))
+        dataset = webdataset.WebDataset(
+            tars[job.rank :: job.world_size], shardshuffle=100, seed=SEED
+        ).select(lambda sample: "features.npy" in sample)
+        rng = np.random.default_rng(SEED)
+        for sample in dataset:
+            rows = np.load(io.BytesIO(sample["features.npy"]))
+            records = [json.loads(line) for line in sample["records.jsonl"].splitlines()]
+            order = rng.permutation(len(rows))
+            for start in range(0, len(order), job.batch_size):
+                chosen = order[start : start + job.batch_size]
+                own = [records[place] for place in chosen]
+                yield Rows([r["id"] for r in own], rows[chosen], [r["text"] for r in own])
+
+    return read
+
+
+def limit(job: Job) -> Reader:
+    def read(job: Job) -> Iterator[Rows]:
+        rows = plain_rows(job)
+        order = np.random.default_rng(SEED).permutation(len(rows))[job.rank :: job.world_size]
+        for start in range(0, len(order), job.batch_size):
+            chosen = order[start : start + job.batch_size]
+            yield Rows([], rows.take(chosen, axis=0), chosen)
+
+    return read
+
+
+def plain_rows(job: Job) -> np.ndarray:
+    """All rows, mapped."""
+    path = job.directory / "plain" / "rows.f16"
+    return np.memmap(path, np.float16, mode="r").reshape(-1, job.dim)
+
+
+MAKERS: dict[str, Callable[[Job], Reader]] = {
+    "ours": ours,
+    "dict": dictionary,
+    "singles": singles,
+    "blocks": blocks,
+    "limit": limit,
+}
