@@ -5,6 +5,7 @@ that a killed run leaves nothing that a later one could mistake for a result.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -161,6 +162,21 @@ def claim(directory: Path, plan: dict[str, Any]) -> None:
             f"{directory}: was begun with other {' and '.join(differing)}; choose another "
             "output_dir, or delete this one"
         )
+
+
+@contextmanager
+def locked(directory: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock that the system frees when this process dies; yields whether it was free."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            was_free = True
+        except OSError:  # somebody has it, or this file system knows no locks
+            was_free = False
+        yield was_free
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:

@@ -12,7 +12,6 @@ index and a changed input gets a new one. It is written in a locked directory `.
 the next build can tell what a killed one left from what another process is writing.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from revision.files import locked
 from revision.progress import track
 from revision.records import Record, Rejection, input_paths, json_line, read_records
 from revision.records.image import check_header, image_file, is_member
@@ -87,34 +87,19 @@ def build_index(
 def _unfinished(index_root: Path) -> Iterator[Path]:
     """A directory to write in, gone afterwards; what killed writers left is removed first."""
     with ExitStack() as held:
-        with _locked(index_root, wait=True):
+        with locked(index_root, wait=True):
             for leftover in index_root.glob(f"{_UNFINISHED}*"):
                 _remove_if_dead(leftover)
             temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=index_root))
             held.callback(shutil.rmtree, temporary, ignore_errors=True)
-            held.enter_context(_locked(temporary))
+            held.enter_context(locked(temporary))
         yield temporary
 
 
 def _remove_if_dead(leftover: Path) -> None:
-    with suppress(FileNotFoundError), _locked(leftover) as is_dead:
+    with suppress(FileNotFoundError), locked(leftover) as is_dead:
         if is_dead:
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-@contextmanager
-def _locked(directory: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock that the system frees when this process dies; yields whether it was free."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            was_free = True
-        except OSError:  # somebody has it, or this file system knows no locks
-            was_free = False
-        yield was_free
-    finally:
-        os.close(descriptor)
 
 
 def _write(
