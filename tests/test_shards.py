@@ -131,7 +131,7 @@ def test_the_row_grid_does_not_depend_on_blocks(feature_set, batch_rows):
 def test_a_record_may_own_any_number_of_rows(tmp_path):
     with ShardWriter(tmp_path, 0, DIM, "float16") as writer:
         writer.add_block(unit_rows(3), records(3), [2, 0, 1])
-        writer.add_block(unit_rows(0), records(1), [0])
+        writer.add_block(unit_rows(0), records(1, 3), [0])
         writer.add_block(unit_rows(0), [])
     finish(tmp_path, 1)
     reader = ShardReader(tmp_path)
