@@ -9,21 +9,25 @@ The norm is taken in float32 whatever the dtype of the towers: dividing in bfloa
 norms between 0.996 and 1.004. A row of zeros stays (almost) zero and a NaN stays NaN; the writer
 of the shards puts such rows in quarantine.
 
-Letters: n pictures or texts in a batch, D width of the rows.
+A tower may also give a picture as R rows, one for each patch (`patches.py`); pooled, R is 1.
+
+Letters: n pictures or texts in a batch, R rows of a picture, D width of the rows.
 """
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
 
+from revision.encoders.pixels import Decode
 from revision.files import file_digest, write_bytes
+from revision.records import ImageSource, load_image
 
 Side = Literal["image", "text"]
 
@@ -31,15 +35,26 @@ IDENTITY = "identity.json"
 _DIGESTED = {".json", ".safetensors", ".bin", ".txt", ".model"}
 
 
+class Tokens(NamedTuple):
+    """Tensors of a group of texts, padded to one length, and how many texts were too long for the
+    tower and were cut; None where nobody counts."""
+
+    inputs: dict[str, Tensor]
+    num_truncated: int | None
+
+
 class DualEncoder(nn.Module, ABC):
     """A frozen pair of towers. `image_inputs` and `text_inputs` run in data-loading workers,
     `encode_images` and `encode_texts` on the device.
 
     What `image_inputs` returns for one picture is only ever stacked and handed to `encode_images`:
-    usually pixels (3, H, W), for SigLIP 2 NaFlex packed patches.
+    usually bytes (3, H, W), which are rescaled and normalised on the device, for SigLIP 2 NaFlex
+    packed patches.
     """
 
     dim: int
+    rows_per_image: int = 1
+    decode: Decode = "exact"
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -49,16 +64,17 @@ class DualEncoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def image_inputs(self, image: Image.Image) -> Float[Tensor, "..."]:
-        """The float32 tensor of one RGB picture; all pictures give the same shape."""
+    def image_inputs(self, image: Image.Image) -> Shaped[Tensor, "..."]:
+        """The tensor of one RGB picture: uint8, or float32 where a processor normalises itself;
+        all pictures give the same shape."""
 
     @abstractmethod
     def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
         """Token tensors of a batch, truncated to what the text tower can read."""
 
     @abstractmethod
-    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
-        """Unit float32 rows."""
+    def encode_images(self, pixels: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
+        """Unit float32 rows of what `image_inputs` gave."""
 
     @abstractmethod
     def encode_texts(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n D"]:
@@ -67,6 +83,33 @@ class DualEncoder(nn.Module, ABC):
     @abstractmethod
     def save(self, directory: Path) -> None:
         """Write a directory that `load_encoder` reads, `write_identity` included."""
+
+    def read_inputs(
+        self, source: ImageSource, *, image_root: Path | None = None
+    ) -> Shaped[Tensor, "..."]:
+        """`image_inputs` of a picture that is decoded here, as `decode` says.
+
+        Raises ValueError for a picture that `load_image` cannot use.
+        """
+        needed = self.resized if self.decode == "fast" else None
+        return self.image_inputs(load_image(source, image_root=image_root, needed=needed))
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """The size that `image_inputs` resizes a picture of this size to: decode="fast" needs no
+        more of it. An encoder that does not say so decodes all of it."""
+        return width, height
+
+    def visual(self, pixels: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n R D"]:
+        """The rows of each picture, `rows_per_image` of them."""
+        return self.encode_images(pixels)[:, None]
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        """`text_inputs` of a group of texts that are encoded in several batches.
+
+        Tensors are (texts, positions); what `attention_mask` leaves out of all texts of a batch is
+        cut off that batch (`text_batches.py`).
+        """
+        return Tokens(self.text_inputs(texts), None)
 
     def feature_dim(self, side: Side) -> int:
         """Width of the rows of one side; equal on both sides except for un-projected towers."""

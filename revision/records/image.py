@@ -13,6 +13,7 @@ Departs from haotian-liu/LLaVA, which ignores the orientation (`Image.open(...).
 
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,20 @@ from revision.records.record import ImageSource
 
 # Not every format that Pillow knows: some start other programs (EPS) or mean no picture.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+
+Needed = Callable[[int, int], tuple[int, int]]
+"""Of the width and height of a picture those that will be used of it."""
+
 _TAR_ADDRESS = re.compile(r"(?P<tar>.*\.tar)#(?P<member>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.S)
 
 
-def load_image(source: ImageSource, *, image_root: Path | None = None) -> Image.Image:
+def load_image(
+    source: ImageSource, *, image_root: Path | None = None, needed: Needed | None = None
+) -> Image.Image:
     """Decode to RGB.
 
-    A relative path is taken from `image_root` (default: the working directory).
+    A relative path is taken from `image_root` (default: the working directory). With `needed` a
+    JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is not below what is needed of it.
 
     Raises:
         ValueError: missing, outside `image_root`, unreadable, truncated or with more pixels than
@@ -37,7 +45,7 @@ def load_image(source: ImageSource, *, image_root: Path | None = None) -> Image.
     address = f"{len(source)} bytes" if isinstance(source, bytes) else source
     try:
         content = source if isinstance(source, bytes) else read_source(source, image_root)
-        return _decode(content)
+        return _decode(content, needed)
     except FileNotFoundError as error:
         raise ValueError(f"{address}: missing image, no file {error.filename}") from error
     except _OutsideRoot:
@@ -106,7 +114,7 @@ def read_source(source: str, image_root: Path | None) -> bytes:
         return file.read(size)
 
 
-def _decode(content: bytes) -> Image.Image:
+def _decode(content: bytes, needed: Needed | None) -> Image.Image:
     if not content:
         raise ValueError("it is empty, 0 bytes")
     try:
@@ -118,6 +126,8 @@ def _decode(content: bytes) -> Image.Image:
         ) from None
     with image:
         _check_pixels(image)
+        if needed is not None:
+            image.draft(None, needed(*image.size))
         image.load()
         return _opaque(_eight_bits(_upright(image), image.format))
 
