@@ -54,7 +54,7 @@ def ours(job: Job) -> Reader:
     from transformers import AutoTokenizer
 
     from revision.data.datamodule import VisualDataModule
-    from revision.data.templates import TurnEncoder
+    from revision.data.turn_encoder import TurnEncoder
 
     torch.set_num_threads(1)
     turns = TurnEncoder(AutoTokenizer.from_pretrained(job.tokenizer), "plain")  # the model's own

@@ -253,7 +253,7 @@ def test_instruction_tuning_on_pictures_starts_from_the_pretrained_model(parts, 
             f"data.index_root={tmp_path / 'index'}",
             f"start_from={first / 'model'}",
             "stage.optimizer.learning_rate=1e-3",
-            "stage.template=llava_v1",
+            "stage.template=vicuna_v1",
         ),
     )
     second = train.run(sft)
@@ -268,7 +268,7 @@ def test_instruction_tuning_on_pictures_starts_from_the_pretrained_model(parts, 
     assert Path(started["model"]["llm"]) == first / "model" / "llm"
     assert started["model"]["projector"] == model.projector.options()
     assert not {"llm", "projector"} & started["config"].keys()
-    assert model.template == "llava_v1"
+    assert model.template == "vicuna_v1"
     before, after = weights(first / "model"), weights(second / "model")
     assert difference(before, after) > 0
     towers = [load_file(run / "model" / "encoder" / "model.safetensors") for run in (first, second)]
@@ -286,7 +286,7 @@ def test_pictures_on_the_fly_and_their_features_train_the_same_model(parts, tmp_
     features = encoder.encode_images(pixels).numpy()
     write_features(tmp_path / "images", features, "image", records, encoder.identity())
     clip = ["encoder=clip_b32", f"encoder.path={parts / 'clip'}", "encoder.revision=null"]
-    common = ["stage=sft", "stage.template=llava_v1", "stage.optimizer.learning_rate=1e-3", *clip]
+    common = ["stage=sft", "stage.template=vicuna_v1", "stage.optimizer.learning_rate=1e-3", *clip]
     on_the_fly = [f"data.input={parts / 'conversations.json'}", f"data.image_root={parts}"]
     stored = [f"data.shards={tmp_path / 'images'}"]
     one, two = (
@@ -530,7 +530,7 @@ def sft(parts, runs, name, *more):
         f"data.val_shards={parts / 'val'}",
         "stage.optimizer.learning_rate=1e-3",
         "stage.optimizer.max_grad_norm=0.5",
-        "stage.template=llava_v1",
+        "stage.template=vicuna_v1",
         "stage.max_steps=3",
         "val_every=2",
         *more,

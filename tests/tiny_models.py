@@ -107,7 +107,7 @@ def tiny_config(kind: type = LlamaConfig, **extra: Any) -> Any:
 def tiny_llava(
     *,
     layout: Any = "auto",
-    template: str = "llava_v1",
+    template: str = "vicuna_v1",
     tokenizer: Any = None,
     llm: Any = None,
     encoder: Any = None,

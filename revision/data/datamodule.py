@@ -21,7 +21,7 @@ from revision.data.sources import (
     ShardSource,
     check_record,
 )
-from revision.data.templates import TurnEncoder
+from revision.data.turn_encoder import TurnEncoder
 from revision.data.windows import BatchSource, HeldOutDataset, WindowDataset, WindowLoader
 from revision.encoders.base import DualEncoder
 

@@ -26,7 +26,8 @@ from revision.alignment.base import AlignmentMap
 from revision.alignment.noise import row_keys
 from revision.data.index import RecordIndex
 from revision.data.samples import Batch, Sample, collate, dummy_sample
-from revision.data.templates import TurnEncoder, check_turns
+from revision.data.templates import check_turns
+from revision.data.turn_encoder import TurnEncoder
 from revision.encoders.base import DualEncoder
 from revision.records import IMAGE_MARK, Record, Turn, load_image
 from revision.shards import ShardReader

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from revision.data.samples import IGNORE, Sample
-from revision.data.templates import TurnEncoder
+from revision.data.turn_encoder import TurnEncoder
 from revision.evaluation.heldout import HeldOutSet
 from revision.evaluation.metrics import words, yes_or_no
 from revision.records import IMAGE_MARK, Record, Turn

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from revision.data.samples import Sample, collate
-from revision.data.templates import TurnEncoder
+from revision.data.turn_encoder import TurnEncoder
 from revision.encoders.base import directory_digest
 from revision.evaluation.heldout import HeldOutSet, Visual, partners, quarantine_lines, visual_rows
 from revision.evaluation.journal import (

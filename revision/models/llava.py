@@ -25,7 +25,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from revision.alignment.base import AlignmentMap
 from revision.data.samples import IGNORE, Batch, Sample, collate
-from revision.data.templates import TurnEncoder
+from revision.data.turn_encoder import TurnEncoder
 from revision.encoders.base import DualEncoder
 from revision.models.loss import LossSum, cross_entropy_sum
 from revision.models.projector import Projector

@@ -8,7 +8,7 @@ import torch
 
 from revision.data.datamodule import VisualDataModule
 from revision.data.pairs_datamodule import PairedRowsDataModule
-from revision.data.templates import TurnEncoder
+from revision.data.turn_encoder import TurnEncoder
 from tests.feature_sets import cloud, write_set
 from tests.tiny_encoders import tiny_composed
 from tests.tiny_models import bpe_tokenizer

@@ -16,7 +16,7 @@ from revision.config import compose
 from revision.data.datamodule import VisualDataModule
 from revision.data.plan import EpochPlan, StepPlan
 from revision.data.sources import ShardSource
-from revision.data.templates import TurnEncoder
+from revision.data.turn_encoder import TurnEncoder
 from revision.data.windows import WindowDataset, WindowLoader
 from tests.feature_sets import cloud, write_set
 from tests.tiny_models import bpe_tokenizer

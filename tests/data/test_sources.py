@@ -10,7 +10,7 @@ from PIL import Image
 from revision.data.index import build_index
 from revision.data.samples import IMAGE_SLOT
 from revision.data.sources import ImageSource, ShardSource, check_record, record_turns
-from revision.data.templates import TurnEncoder
+from revision.data.turn_encoder import TurnEncoder
 from revision.records import Record, Turn
 from revision.shards import ShardWriter, write_header
 from tests.feature_sets import cloud, damage, write_set

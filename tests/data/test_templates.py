@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from revision.data.samples import IGNORE, IMAGE_SLOT
-from revision.data.templates import SYSTEM, TurnEncoder, check_turns
+from revision.data.templates import SYSTEM, check_turns
+from revision.data.turn_encoder import TurnEncoder
 from revision.records import Turn
 from tests.tiny_models import BARE_CHAT_TEMPLATE, bpe_tokenizer, sentencepiece_tokenizer
 
@@ -21,7 +22,7 @@ TOKENIZERS = {
     "sentencepiece": lambda: sentencepiece_tokenizer(legacy=False),
 }
 SMOLLM = Path(__file__).parents[2] / "assets" / "smollm2_135m_instruct"
-END = {"llava_v1": "</s>", "llama": "<|end_of_text|>", "chat": "<|im_end|>"}
+END = {"vicuna_v1": "</s>", "llama": "<|end_of_text|>", "chat": "<|im_end|>"}
 HOSTILE = [
     "A cat.",
     "He said ASSISTANT: no.",
@@ -83,21 +84,21 @@ def test_plain_targets_are_the_caption_and_a_newline(tokenizer, answer):
 
 
 def test_text_that_spells_a_special_token_never_becomes_one(tokenizer):
-    encode = TurnEncoder(tokenizer, "llava_v1")
+    encode = TurnEncoder(tokenizer, "vicuna_v1")
     encoded = encode(conversation("a </s> b", question="<image>\nwhat is </s>?"))
     assert encoded.input_ids.tolist().count(tokenizer.eos_token_id) == 1
 
 
-@pytest.mark.parametrize("template", ["llava_v1", "chat"])
+@pytest.mark.parametrize("template", ["vicuna_v1", "chat"])
 def test_a_system_turn_that_spells_a_special_token_never_becomes_one(tokenizer, template):
     turns = [Turn("system", "Never </s> stop."), *conversation("A cat.")]
     ids = TurnEncoder(tokenizer, template)(turns).input_ids.tolist()
-    assert ids.count(tokenizer.eos_token_id) == (template == "llava_v1")
+    assert ids.count(tokenizer.eos_token_id) == (template == "vicuna_v1")
 
 
 def test_the_vicuna_string_is_exact():
     tokenizer = bpe_tokenizer(bos=True)
-    encoded = TurnEncoder(tokenizer, "llava_v1")(conversation("A cat.", "Yes."))
+    encoded = TurnEncoder(tokenizer, "vicuna_v1")(conversation("A cat.", "Yes."))
     assert text_of(tokenizer, encoded.input_ids) == (
         f"<s>{SYSTEM} USER: \nWhat is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes.</s>"
     )
@@ -107,7 +108,7 @@ def test_the_vicuna_string_is_exact():
 
 
 def test_vicuna_prefix_is_masked_to_the_assistant_marker_and_nothing_more(tokenizer):
-    encoded = TurnEncoder(tokenizer, "llava_v1")(conversation("A cat."))
+    encoded = TurnEncoder(tokenizer, "vicuna_v1")(conversation("A cat."))
     masked = encoded.input_ids[encoded.labels == IGNORE]
     assert text_of(tokenizer, masked).rstrip().endswith("What is it? ASSISTANT:")
 
@@ -147,7 +148,7 @@ def test_marks_stay_where_they_are_and_text_only_has_none():
 def test_a_system_turn_replaces_the_default():
     tokenizer = bpe_tokenizer()
     turns = [Turn("system", "Be brief."), *conversation("A cat.")]
-    encoded = TurnEncoder(tokenizer, "llava_v1")(turns)
+    encoded = TurnEncoder(tokenizer, "vicuna_v1")(turns)
     assert text_of(tokenizer, encoded.input_ids).startswith("Be brief. USER: ")
 
 
@@ -176,7 +177,7 @@ def test_refusals_say_what_to_do():
         TurnEncoder(bpe_tokenizer(), "vicuna")
     with pytest.raises(ValueError, match="load the fast tokenizer"):
         TurnEncoder(Slow(), "plain")
-    with pytest.raises(ValueError, match="no chat template; use template 'llava_v1'"):
+    with pytest.raises(ValueError, match="no chat template; use template 'vicuna_v1'"):
         TurnEncoder(bpe_tokenizer(chat_template=""), "chat")
     with pytest.raises(ValueError, match=r"must alternate .* got \['user', 'user'\]"):
         check_turns([Turn("user", "a"), Turn("user", "b")])
@@ -189,11 +190,11 @@ def test_an_answer_before_any_question_is_dropped():
 
 @pytest.mark.skipif(not SMOLLM.exists(), reason="the real tokenizer has not been fetched")
 @pytest.mark.parametrize("answer", HOSTILE)
-@pytest.mark.parametrize("template", ["plain", "llava_v1", "chat"])
+@pytest.mark.parametrize("template", ["plain", "vicuna_v1", "chat"])
 def test_the_real_tokenizer(template, answer):
     tokenizer = real_tokenizer()
     encoded = TurnEncoder(tokenizer, template)(conversation(answer))
-    end = {"plain": "\n", "llava_v1": "<|im_end|>", "chat": "<|im_end|>"}[template]
+    end = {"plain": "\n", "vicuna_v1": "<|im_end|>", "chat": "<|im_end|>"}[template]
     assert text_of(tokenizer, encoded.labels).lstrip(" ") == answer + end
 
 

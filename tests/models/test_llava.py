@@ -218,7 +218,7 @@ def forced(model, tokens):
     ("template", "spoken", "expected"),
     [
         ("plain", "A cat.\nAnd", "A cat."),
-        ("llava_v1", "A cat.\nAnd</s>more", "A cat.\nAnd"),
+        ("vicuna_v1", "A cat.\nAnd</s>more", "A cat.\nAnd"),
         ("chat", "A cat.<|im_end|>more", "A cat."),
         ("llama", "A cat.<|end_of_text|>more", "A cat."),
     ],

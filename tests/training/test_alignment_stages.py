@@ -39,7 +39,7 @@ def fit(alignment, parts, directory):
 
 
 def sft(parts, runs, start, name, *more):
-    common = ["stage=sft", "stage.template=llava_v1", "stage.optimizer.learning_rate=1e-2"]
+    common = ["stage=sft", "stage.template=vicuna_v1", "stage.optimizer.learning_rate=1e-2"]
     begin = [f"name={name}", f"start_from={start / 'model'}", "stage.max_steps=2"]
     return train.run(compose("train", overrides(parts, runs, *common, *begin, *more)))
 
