@@ -1,0 +1,27 @@
+"""Files that lie elsewhere: object stores, web servers, commands; read as if they lay here.
+
+`open_stream` reads one from any byte, over broken connections. `local_copy` keeps whole files in a
+cache on this machine, which its processes share. `fingerprint` tells whether one has changed.
+"""
+
+from revision.remote.address import is_pipe, is_url, join, listing, shown, url_text
+from revision.remote.cache import CACHE_DIR, LocalCopy, local_copy
+from revision.remote.connection import RemoteError
+from revision.remote.stream import Retry, fingerprint, open_stream, read_all
+
+__all__ = [
+    "CACHE_DIR",
+    "LocalCopy",
+    "RemoteError",
+    "Retry",
+    "fingerprint",
+    "is_pipe",
+    "is_url",
+    "join",
+    "listing",
+    "local_copy",
+    "open_stream",
+    "read_all",
+    "shown",
+    "url_text",
+]
