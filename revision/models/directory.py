@@ -3,6 +3,7 @@
     config.json              what the parts are and how they fit
     projector.safetensors
     llm/                     a Hugging Face directory with the tokenizer
+    tuning/                  what a tuning method trained on the language model, where one did
     encoder/                 the image encoder, where the model has one
     alignment/               the map that made its training features, where there is one; the model
                              applies it to pictures, if it is one that moves images too
@@ -31,6 +32,7 @@ from revision.files import fsync_tree, saving
 from revision.models.llava import LlavaModel
 from revision.models.llm import is_unchanged, load_llm
 from revision.models.projector import Projector
+from revision.models.tuning import base_tensors, load_tuning, save_tuning
 
 MODEL_TYPE = "revision_llava"
 SCHEMA_VERSION = 1
@@ -59,6 +61,8 @@ def save_model(
         new.mkdir()
         save_file(_part(state, "projector."), new / "projector.safetensors")
         _save_llm(model, _part(state, "language_model."), new / "llm")
+        if model.tuning is not None:
+            save_tuning(model.tuning, model.language_model, new / "tuning")
         _save_encoder(model, new / "encoder")
         if alignment_dir is not None:
             shutil.copytree(alignment_dir, new / "alignment")
@@ -96,6 +100,7 @@ def load_model(
     language_model, tokenizer = load_llm(directory / "llm", device=device, dtype=dtype)
     projector = Projector(**config["projector"])
     projector.load_state_dict(load_file(directory / "projector.safetensors"))
+    tuned = config.get("has_tuning")
     model = LlavaModel(
         language_model,
         projector,
@@ -104,6 +109,7 @@ def load_model(
         template=config["template"],
         layout=config["layout"],
         image_map=load_alignment(directory / "alignment") if config.get("moves_images") else None,
+        tuning=load_tuning(language_model, directory / "tuning") if tuned else None,
     )
     model.encoder_dir = directory / "encoder" if config["has_encoder"] else None
     return model.to(language_model.device).eval()
@@ -129,6 +135,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
     needed = ["projector.safetensors", "llm/config.json"]
     if config.get("moves_images"):  # without the map, answers would be about other features
         needed += ["alignment/alignment.json", "alignment/alignment.safetensors"]
+    if config.get("has_tuning"):
+        needed += ["tuning/tuning.json", "tuning/tuning.safetensors"]
     for name in needed:
         if not (directory / name).is_file():
             raise ValueError(f"{directory} is incomplete: {name} is missing; copy it again")
@@ -144,6 +152,7 @@ def _config(model: LlavaModel) -> dict[str, Any]:
         "projector": model.projector.options(),
         "has_encoder": model.encoder is not None,
         "moves_images": model.image_map is not None,
+        "has_tuning": model.tuning is not None,
     }
 
 
@@ -157,6 +166,7 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _save_llm(model: LlavaModel, state: dict[str, Tensor], directory: Path) -> None:
     source = Path(model.language_model.config.name_or_path)
+    state = base_tensors(state)
     if source.is_dir() and is_unchanged(state, source):
         link_tree(source, directory)
     else:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -30,6 +30,7 @@ from revision.encoders.base import DualEncoder
 from revision.models.loss import LossSum, cross_entropy_sum
 from revision.models.projector import Projector
 from revision.models.splice import Spliced, splice
+from revision.models.tuning import Tuning
 from revision.records import IMAGE_MARK, Turn
 
 PACKED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "mistral")
@@ -40,12 +41,14 @@ class LlavaModel(nn.Module):
     """`encoder` (frozen) is needed only where pictures come as pixels or PIL images.
 
     `layout="auto"` packs the samples of a batch behind each other where the language model is
-    known to keep them apart, and pads otherwise.
+    known to keep them apart, and pads otherwise. `tuning` is a method that was applied to the
+    language model.
     """
 
     language_model: Any  # a causal model of transformers, wrapped or not
     encoder: DualEncoder | None
     image_map: AlignmentMap | None
+    tuning: Tuning | None
 
     def __init__(
         self,
@@ -56,9 +59,10 @@ class LlavaModel(nn.Module):
         template: str = "chat",
         layout: str = "auto",
         image_map: AlignmentMap | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         super().__init__()
-        self.image_map = image_map
+        self.image_map, self.tuning = image_map, tuning
         self.language_model, self.projector, self.encoder = language_model, projector, encoder
         self.tokenizer, self.template = tokenizer, template
         self.encoder_dir: Path | None = None  # where an unchanged encoder can be linked from
@@ -153,8 +157,9 @@ class LlavaModel(nn.Module):
             )
         return self.encoder
 
-    def _encode(self, pixels: Float[Tensor, "V ..."]) -> Float[Tensor, "V 1 D"]:
-        return self._placed(self._need_encoder().encode_images(pixels))[:, None]
+    def _encode(self, pixels: Shaped[Tensor, "V ..."]) -> Float[Tensor, "V R D"]:
+        rows = self._need_encoder().visual(pixels)
+        return self._placed(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
 
     def _placed(self, rows: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
         """Features of pictures where the projector was taught to expect them."""
@@ -178,6 +183,8 @@ class LlavaModel(nn.Module):
         spliced = splice(embedding, batch.input_ids, batch.labels, batch.lengths, visual, layout)
         if touch is not None:
             spliced.embeds = spliced.embeds + touch.to(spliced.embeds)
+        if self.tuning is not None:
+            self.tuning.steer(spliced.visual_mask, 1 if visual is None else visual.shape[1])
         return spliced
 
     def _touch(self) -> Tensor:

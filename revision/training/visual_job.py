@@ -18,6 +18,7 @@ from revision.encoders.base import DualEncoder
 from revision.models.attention import choose_attention, set_attention
 from revision.models.directory import load_model, save_model
 from revision.models.llava import LlavaModel
+from revision.models.tuning import apply_tuning
 from revision.shards import read_header
 from revision.training.jobs import Build, check_encoder, data_plan, with_weights
 from revision.training.launch import uses_gpu
@@ -71,11 +72,11 @@ class VisualJob:
         if batch.pixels is None:
             return batch
         assert self.encoder is not None
-        pixels = batch.pixels.float()
-        rows = self.encoder.to(pixels.device).encode_images(pixels)
+        rows = self.encoder.to(batch.pixels.device).visual(batch.pixels)
         if self.image_map is not None:
-            rows = self.image_map.to(pixels.device).forward_images(rows)
-        return replace(batch, pixels=None, visual=rows[:, None])
+            image_map = self.image_map.to(rows.device)
+            rows = image_map.forward_images(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+        return replace(batch, pixels=None, visual=rows)
 
     def lower_frozen(self, dtype: torch.dtype) -> None:
         for parameter in self.model.language_model.parameters():
@@ -156,6 +157,7 @@ def _started(cfg: Any, build: Build) -> LlavaModel:
     model.template = cfg.stage.template
     if "encoder" in cfg:
         _attach(model, build(cfg.encoder), cfg)
+    _tune(model, cfg)
     return model
 
 
@@ -174,7 +176,27 @@ def _new(cfg: Any, build: Build) -> LlavaModel:
     model = LlavaModel(language_model, projector, tokenizer, template=cfg.stage.template)
     if encoder is not None:
         _attach(model, encoder, cfg)
+    _tune(model, cfg)
     return model
+
+
+def _tune(model: LlavaModel, cfg: Any) -> None:
+    """Apply the stage's tuning method; one that the model already has is merged first."""
+    options = _plain(cfg.stage.get("tuning"))
+    if options is None:
+        return
+    if model.tuning is not None:
+        model.tuning.merge()
+    torch.manual_seed(cfg.seed)  # the method does not depend on what was drawn before
+    model.tuning = apply_tuning(model.language_model, options.pop("method"), options)
+
+
+def _plain(node: Any) -> Any:
+    """A config node as dictionaries and lists, which a result can record."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    is_list = isinstance(node, Sequence) and not isinstance(node, str)
+    return [_plain(value) for value in node] if is_list else node
 
 
 def _attach(model: LlavaModel, encoder: DualEncoder, cfg: Any) -> None:
