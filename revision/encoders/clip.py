@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from revision.encoders.base import directory_digest, unit_rows, write_identity
@@ -74,14 +74,16 @@ class ContrastiveTowers(ContrastiveModel):
     Padding needs no mask: the text tower is causal and is read at the end token, before it.
     """
 
-    def __init__(self, clip: CLIPModel) -> None:
+    def __init__(self, encoder: HuggingFaceEncoder) -> None:
         super().__init__()
-        self.clip = clip
-        self.log_scale = clip.logit_scale
+        self.clip: CLIPModel = encoder.model
+        self.pixels = encoder.pixels or nn.Identity()
+        self.log_scale = self.clip.logit_scale
 
     def embed(self, batch: Sides) -> tuple[Tensor, Tensor]:
-        """Of `batch["image"]` (n, 3, H, W) pixels and `batch["text"]` (n, T) token ids."""
-        images = self.clip.get_image_features(pixel_values=batch["image"]).pooler_output
+        """Of `batch["image"]` (n, 3, H, W) bytes and `batch["text"]` (n, T) token ids."""
+        pixels = self.pixels(batch["image"])
+        images = self.clip.get_image_features(pixel_values=pixels).pooler_output
         texts = self.clip.get_text_features(input_ids=batch["text"]).pooler_output
         return unit_rows(images), unit_rows(texts)
 

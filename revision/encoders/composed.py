@@ -22,9 +22,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -33,11 +32,13 @@ from transformers import AutoModel, AutoTokenizer
 from revision.encoders.base import (
     DualEncoder,
     Side,
+    Tokens,
     torch_dtype,
     unit_rows,
     write_identity,
 )
-from revision.encoders.hf import text_limit
+from revision.encoders.hf import num_truncated, text_limit
+from revision.encoders.pixels import Decode, bytes_of, check_decode
 from revision.files import write_bytes
 
 COMPOSED = "composed_dual_encoder"
@@ -53,12 +54,22 @@ class TowerPair(DualEncoder):
     of them; ask `feature_dim`.
     """
 
-    def __init__(self, vision: Any, text: Any, tokenizer: Any, *, image_size: int) -> None:
+    def __init__(
+        self,
+        vision: Any,
+        text: Any,
+        tokenizer: Any,
+        *,
+        image_size: int,
+        decode: Decode = "exact",
+    ) -> None:
         super().__init__()
+        check_decode(decode)
         self.vision = vision.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
         self.text = text
         self.tokenizer = tokenizer
         self.image_size = image_size
+        self.decode = decode
         self.dim = vision._conv_head.out_channels
         self.freeze()
 
@@ -66,7 +77,7 @@ class TowerPair(DualEncoder):
         return self.dim if side == "image" else self.text.config.hidden_size
 
     def identity(self) -> dict[str, Any]:
-        return {
+        identity = {
             "name": TOWERS,
             "revision": f"sha256:{self._digest()}",
             "model_type": TOWERS,
@@ -75,6 +86,7 @@ class TowerPair(DualEncoder):
             "image_size": self.image_size,
             "dtype": str(self.text.dtype).removeprefix("torch."),
         }
+        return identity if self.decode == "exact" else identity | {"decode": self.decode}
 
     def _digest(self) -> str:
         """Of the weights and the vocabulary as loaded: the same wherever the directory lies."""
@@ -85,21 +97,27 @@ class TowerPair(DualEncoder):
                 digest.update(name.encode() + _raw(tensor))
         return digest.hexdigest()
 
-    def image_inputs(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
-        pixels = torch.from_numpy(np.array(fit_on_white(image, self.image_size)))
-        return pixels.permute(2, 0, 1).float().sub_(127).div_(128)
+    def image_inputs(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
+        return bytes_of(fit_on_white(image, self.image_size))
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        return fitted(width, height, self.image_size)
 
     def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
+        return self.tokenize(texts).inputs
+
+    def tokenize(self, texts: list[str]) -> Tokens:
         limit = text_limit(self.text.config, self.tokenizer)
         tokens = self.tokenizer(
             texts, padding="longest", truncation=True, max_length=limit, return_tensors="pt"
         )
-        return dict(tokens)
+        return Tokens(dict(tokens), num_truncated(tokens))
 
     @torch.no_grad()
-    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
-        pixels = pixels.to(self.text.dtype).contiguous(memory_format=torch.channels_last)
-        return unit_rows(self.vision.extract_features(pixels).float().mean((2, 3)))
+    def encode_images(self, pixels: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n D"]:
+        values = pixels.float().sub_(127).div_(128)
+        values = values.to(self.text.dtype).contiguous(memory_format=torch.channels_last)
+        return unit_rows(self.vision.extract_features(values).float().mean((2, 3)))
 
     @torch.no_grad()
     def encode_texts(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n D"]:
@@ -147,6 +165,7 @@ class ComposedDualEncoder(DualEncoder):
         self.text_head = text_head.float()
         self.card = card
         self.dim = image_head.out_features
+        self.decode = towers.decode
         self.freeze()
 
     def identity(self) -> dict[str, Any]:
@@ -155,14 +174,20 @@ class ComposedDualEncoder(DualEncoder):
         names = {"name": COMPOSED, "model_type": COMPOSED, "heads": f"sha256:{digest}"}
         return self.towers.identity() | names
 
-    def image_inputs(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+    def image_inputs(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
         return self.towers.image_inputs(image)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        return self.towers.resized(width, height)
 
     def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
         return self.towers.text_inputs(texts)
 
+    def tokenize(self, texts: list[str]) -> Tokens:
+        return self.towers.tokenize(texts)
+
     @torch.no_grad()
-    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
+    def encode_images(self, pixels: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n D"]:
         return self.image_head(self.towers.encode_images(pixels))
 
     @torch.no_grad()
@@ -182,12 +207,17 @@ class ComposedDualEncoder(DualEncoder):
 
 def fit_on_white(image: Image.Image, size: int) -> Image.Image:
     """The whole picture, its longer side `size` pixels, centred on a white square."""
-    scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
+    width, height = fitted(*image.size, size)
     canvas = Image.new("RGB", (size, size), "white")
-    fitted = image.resize((width, height), Image.Resampling.BICUBIC)
-    canvas.paste(fitted, ((size - width) // 2, (size - height) // 2))
+    small = image.resize((width, height), Image.Resampling.BICUBIC)
+    canvas.paste(small, ((size - width) // 2, (size - height) // 2))
     return canvas
+
+
+def fitted(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height with the longer side `size`."""
+    scale = size / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def load_towers(
@@ -196,6 +226,7 @@ def load_towers(
     text_dir: str | Path,
     image_size: int = 128,
     dtype: str = "float32",
+    decode: Decode = "exact",
 ) -> TowerPair:
     """The pretrained towers: `vision_dir/model.safetensors` and `text_dir` in the hub's layout."""
     vision_dir, text_dir = Path(vision_dir), Path(text_dir)
@@ -209,10 +240,12 @@ def load_towers(
     vision = _load_vision(vision_dir / "model.safetensors").to(chosen)
     text = AutoModel.from_pretrained(text_dir, dtype=chosen)
     tokenizer = AutoTokenizer.from_pretrained(text_dir)
-    return TowerPair(vision, text, tokenizer, image_size=image_size)
+    return TowerPair(vision, text, tokenizer, image_size=image_size, decode=decode)
 
 
-def load_composed(directory: Path, *, dtype: str = "float32") -> DualEncoder:
+def load_composed(
+    directory: Path, *, dtype: str = "float32", decode: Decode = "exact"
+) -> DualEncoder:
     """Read what `ComposedDualEncoder.save` or `TowerPair.save` wrote."""
     config = json.loads((directory / "config.json").read_text())
     towers = load_towers(
@@ -220,6 +253,7 @@ def load_composed(directory: Path, *, dtype: str = "float32") -> DualEncoder:
         text_dir=directory / "text",
         image_size=config["image_size"],
         dtype=dtype,
+        decode=decode,
     )
     if config["model_type"] == TOWERS:
         return towers

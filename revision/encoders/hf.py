@@ -9,37 +9,50 @@ Conventions that the files of a model do not state:
   the padding (arXiv:2303.15343; mlfoundations/open_clip issue 984). Their text features are wrong
   with any other padding, or with an attention mask.
 - CLIP and VisionTextDualEncoder mask the padding, so a batch is padded to its longest text.
-- SigLIP 2 NaFlex keeps the aspect ratio: a picture is a list of patches, a mask and a grid size.
-  They travel as one tensor, [patch values | mask | grid height | grid width] per patch.
+- A SigLIP 2 of a fixed size is a SigLIP to its files. SigLIP 2 NaFlex keeps the aspect ratio: a
+  picture is a list of patches, a mask and a grid size, which travel as one tensor,
+  [patch values | mask | grid height | grid width] per patch.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from revision.encoders.base import (
     DualEncoder,
+    Tokens,
     directory_digest,
     read_identity,
     torch_dtype,
     unit_rows,
     write_identity,
 )
+from revision.encoders.pixels import Decode, pixel_path
 
 PADDED_TO_FULL_LENGTH = ("siglip", "siglip2")
 _LONGEST_CREDIBLE_LENGTH = 1 << 20  # tokenizers without a limit say 1e30
 
 
 class HuggingFaceEncoder(DualEncoder):
-    """A dual encoder of `transformers` with its tokenizer and its image processor."""
+    """A dual encoder of `transformers` with its tokenizer and its image processor.
+
+    `pixels` does what the image processor says; None where only the processor itself can.
+    """
 
     def __init__(
-        self, model: Any, tokenizer: Any, image_processor: Any, *, name: str, revision: str
+        self,
+        model: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        name: str,
+        revision: str,
+        decode: Decode = "exact",
     ) -> None:
         super().__init__()
         self.model = model
@@ -52,12 +65,15 @@ class HuggingFaceEncoder(DualEncoder):
         self.is_naflex = config.model_type == "siglip2"
         self.max_length = text_limit(config.text_config, tokenizer)
         self.dim = _feature_dim(config)
+        self.decode = decode
+        own_pixels = self.is_naflex and decode == "exact"
+        self.pixels = None if own_pixels else pixel_path(image_processor, decode)
         if self.pads_to_full_length:
             tokenizer.padding_side = "right"
         self.freeze()
 
     def identity(self) -> dict[str, Any]:
-        return {
+        identity = {
             "name": self.name,
             "revision": self.revision,
             "model_type": self.model.config.model_type,
@@ -65,8 +81,11 @@ class HuggingFaceEncoder(DualEncoder):
             "template": None,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
+        return identity if self.decode == "exact" else identity | {"decode": self.decode}
 
-    def image_inputs(self, image: Image.Image) -> Float[Tensor, "..."]:
+    def image_inputs(self, image: Image.Image) -> Shaped[Tensor, "..."]:
+        if self.pixels is not None:
+            return self.pixels.to_bytes(image)
         features = self.image_processor(images=image, return_tensors="pt")
         pixels = features["pixel_values"][0]
         if not self.is_naflex:
@@ -75,7 +94,13 @@ class HuggingFaceEncoder(DualEncoder):
         mask = features["pixel_attention_mask"][0, :, None]
         return torch.cat([pixels, mask.to(pixels), grid.to(pixels)], dim=1)
 
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        return (width, height) if self.pixels is None else self.pixels.resized(width, height)
+
     def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
+        return self.tokenize(texts).inputs
+
+    def tokenize(self, texts: list[str]) -> Tokens:
         padding = "max_length" if self.pads_to_full_length else "longest"
         tokens = self.tokenizer(
             texts,
@@ -85,17 +110,22 @@ class HuggingFaceEncoder(DualEncoder):
             return_tensors="pt",
         )
         kept = ("input_ids",) if self.pads_to_full_length else tuple(tokens)
-        return {key: tokens[key] for key in kept}
+        return Tokens({key: tokens[key] for key in kept}, num_truncated(tokens))
+
+    def pixel_values(self, pixels: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
+        """What the vision tower reads, in float32, on the device of `pixels`."""
+        return pixels if self.pixels is None else self.pixels(pixels)
 
     @torch.no_grad()
-    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
+    def encode_images(self, pixels: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
+        values = self.pixel_values(pixels)
         if not self.is_naflex:
-            output = self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))
+            output = self.model.get_image_features(pixel_values=values.to(self.model.dtype))
         else:
             output = self.model.get_image_features(
-                pixel_values=pixels[..., :-3].to(self.model.dtype),
-                pixel_attention_mask=pixels[..., -3].to(torch.int32),
-                spatial_shapes=pixels[:, 0, -2:].long(),
+                pixel_values=values[..., :-3].to(self.model.dtype),
+                pixel_attention_mask=values[..., -3].to(torch.int32),
+                spatial_shapes=values[:, 0, -2:].long(),
             )
         return unit_rows(output.pooler_output)
 
@@ -110,7 +140,12 @@ class HuggingFaceEncoder(DualEncoder):
 
 
 def load_hugging_face(
-    path: str, *, revision: str | None, trust_remote_code: bool, dtype: str
+    path: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    dtype: str,
+    decode: Decode = "exact",
 ) -> HuggingFaceEncoder:
     """Load the hub id or local directory `path`; weights as safetensors unless there are none."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -127,6 +162,7 @@ def load_hugging_face(
         image_processor,
         name=name,
         revision=version,
+        decode=decode,
     )
 
 
@@ -149,6 +185,14 @@ def _check_is_dual(model: Any, path: str) -> None:
             "encoder. Give a CLIP, SigLIP, SigLIP 2 or VisionTextDualEncoder model, or a composed "
             "encoder made by stage=contrastive"
         )
+
+
+def num_truncated(tokens: Any) -> int | None:
+    """How many of the texts behind `tokens`, which a tokenizer gave, were cut. The slow tokenizers
+    of `transformers` do not say."""
+    if tokens.encodings is None:
+        return None
+    return sum(bool(encoding.overflowing) for encoding in tokens.encodings)
 
 
 def text_limit(config: Any, tokenizer: Any) -> int:

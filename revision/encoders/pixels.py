@@ -57,7 +57,7 @@ class PixelPath(nn.Module):
         *,
         size: int | tuple[int, int] | None,
         crop: tuple[int, int] | None,
-        resample: int = Image.Resampling.BICUBIC,
+        resample: int = int(Image.Resampling.BICUBIC),
         scale: float = 1 / 255,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
@@ -139,15 +139,16 @@ def _settings(processor: Any) -> dict[str, Any]:
     return {
         "size": (size.get("shortest_edge") or (size["height"], size["width"])) if size else None,
         "crop": None if crop is None else (crop["height"], crop["width"]),
-        "resample": processor.resample if size else Image.Resampling.BICUBIC,
-        "scale": processor.rescale_factor if processor.do_rescale else 1.0,
+        "resample": int(processor.resample) if size else int(Image.Resampling.BICUBIC),
+        "scale": float(processor.rescale_factor) if processor.do_rescale else 1.0,
         "mean": _channels(processor.image_mean) if normalizes else (0.0, 0.0, 0.0),
         "std": _channels(processor.image_std) if normalizes else (1.0, 1.0, 1.0),
     }
 
 
-def _channels(value: float | Sequence[float]) -> Sequence[float]:
-    return value if isinstance(value, Sequence) else [value] * 3
+def _channels(value: Any) -> list[float]:
+    """One number for each channel, of a list or of one number for all."""
+    return [float(number) for number in (value if isinstance(value, Sequence) else [value] * 3)]
 
 
 def _peculiarity(processor: Any) -> str | None:
@@ -176,4 +177,6 @@ def _check_numbers(
     expected = (rescaled - np.array(mean, np.float32)) / np.array(std, np.float32)
     every = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, 3, 1, 1)
     if not np.array_equal(path(every)[:, :, 0, 0].numpy(), expected):
-        raise ValueError(f"bytes times {scale!r} in float64 are not bytes / {1 / scale!r} in float32")
+        raise ValueError(
+            f"bytes times {scale!r} in float64 are not bytes / {1 / scale!r} in float32"
+        )

@@ -127,7 +127,7 @@ class TowersJob(ContrastiveJob):
     def __init__(self, cfg: Any, data: ImageTextDataModule, encoder: HuggingFaceEncoder) -> None:
         self.data: ImageTextDataModule = data
         self.encoder = encoder
-        super().__init__(cfg, lambda: ContrastiveTowers(encoder.model))
+        super().__init__(cfg, lambda: ContrastiveTowers(encoder))
 
     def inputs(self) -> dict[str, str]:
         return {"input": str(self.data.input)}

@@ -48,7 +48,7 @@ def test_sizes_are_as_asked(words):
 def test_rows_in_training_are_those_of_the_encoder(words):
     """Without a mask and whatever the padding: the text is read at its end token."""
     encoder = tiny_clip(words)
-    model = ContrastiveTowers(encoder.model)
+    model = ContrastiveTowers(encoder)
     batch = batch_of(encoder)
     images, texts = model.embed(batch)
     torch.testing.assert_close(images, encoder.encode_images(batch["image"]))
@@ -60,7 +60,7 @@ def test_rows_in_training_are_those_of_the_encoder(words):
 
 def test_every_weight_has_a_gradient_and_the_scale_is_one(words):
     encoder = tiny_clip(words)
-    model = ContrastiveTowers(encoder.model).requires_grad_()
+    model = ContrastiveTowers(encoder).requires_grad_()
     model(batch_of(encoder)).loss.backward()
     names = [name for name, _ in model.named_parameters()]
     assert "log_scale" in names and "clip.logit_scale" not in names
