@@ -9,6 +9,8 @@ from pathlib import Path
 from revision.encoders.base import DualEncoder, read_identity
 from revision.encoders.composed import COMPOSED, TOWERS, load_composed
 from revision.encoders.hf import load_hugging_face
+from revision.encoders.llm2clip import LLM2CLIP, load_saved_llm2clip
+from revision.encoders.llm2clip_checkpoint import ARCHITECTURE
 
 
 def load_encoder(
@@ -34,6 +36,8 @@ def load_encoder(
         dtype = dtype or read_identity(directory).get("dtype")
         if model_type in (COMPOSED, TOWERS):
             return load_composed(directory, dtype=dtype or "float32")
+        if model_type == LLM2CLIP:
+            return load_saved_llm2clip(directory, dtype=dtype or "float32")
     elif _looks_local(path):
         raise ValueError(
             f"encoder: there is no directory {str(path)!r}; run `make demo` first if it is the "
@@ -68,4 +72,10 @@ def _model_type(directory: Path) -> str:
     fields = json.loads(config.read_text())
     if "model_type" not in fields:
         raise ValueError(f"{config} names no model_type: not an encoder directory")
+    if ARCHITECTURE in (fields.get("architectures") or []):
+        raise ValueError(
+            f"{directory} holds the joint model of LLM2CLIP, which calls itself a CLIP and has no "
+            "text tower: CLIP's would be drawn at random. Use encoder=llm2clip_l14_336 with "
+            f"encoder.path={directory}"
+        )
     return fields["model_type"]

@@ -1,0 +1,283 @@
+"""LLM2CLIP: CLIP's vision tower, and Llama 3 8B with an adapter in place of CLIP's text tower.
+
+Place in the pipeline: the encoder of the ReVision papers; pictures and captions -> unit rows of
+width 1280. Source: arXiv:2411.04997, microsoft/LLM2CLIP@cba3b45; no code of the checkpoints runs.
+
+    picture -> CLIP ViT-L/14 at 336 px -> projection -> / norm
+    caption -> template -> bidirectional Llama -> mean over the document -> adapter -> / norm
+
+Three repositories make one encoder: the joint model, the text LLM, and CLIP's image processor,
+which the joint repository does not have. Each is named in the config with its revision, and the
+identity records all of them, the template and the length.
+
+A directory that `save` writes holds `joint/` in the published layout, `text/` and
+`image_processor/`, and loads by `load_encoder`.
+
+Letters: n pictures or captions, T tokens, D width of the rows.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer, LlamaConfig, LlamaModel
+
+from revision.encoders.base import (
+    DualEncoder,
+    directory_digest,
+    read_identity,
+    torch_dtype,
+    unit_rows,
+    write_identity,
+)
+from revision.encoders.bidirectional import (
+    check_bidirectional,
+    document_mean,
+    make_bidirectional,
+    token_states,
+)
+from revision.encoders.llm2clip_checkpoint import Joint, check_names, read_joint, write_joint
+from revision.encoders.llm2clip_prompt import Prompt
+from revision.files import write_bytes
+
+LLM2CLIP = "llm2clip"
+POOLING = "document_mean"
+_ON_ANY_DEVICE = ("sdpa", "eager")  # other attention kernels are tested when the first text comes
+_log = logging.getLogger(__name__)
+
+
+class LLM2CLIPEncoder(DualEncoder):
+    """The joint model, the text LLM (None: pictures alone) and what belongs to them.
+
+    `sources` names each part and its revision, and goes into the identity as it is.
+    `num_cut_captions` counts the captions embedded so far that lost their end to `max_length`.
+    """
+
+    def __init__(
+        self,
+        joint: Joint,
+        llm: LlamaModel | None,
+        prompt: Prompt,
+        image_processor: Any,
+        *,
+        llm_config: LlamaConfig,
+        sources: dict[str, str],
+    ) -> None:
+        super().__init__()
+        _check_width(llm_config.hidden_size, joint.adapter.input_dim)
+        self.vision, self.adapter = joint.vision, joint.adapter
+        self.llm = None if llm is None else make_bidirectional(llm)
+        self.prompt, self.image_processor = prompt, image_processor
+        self.llm_config, self.sources = llm_config, sources
+        self.dim = joint.adapter.output_dim
+        self.num_cut_captions = 0
+        self._is_tested = False
+        self.freeze()
+        if llm is not None and llm.config._attn_implementation in _ON_ANY_DEVICE:
+            self._test(llm)
+
+    def _test(self, llm: LlamaModel) -> None:
+        check_bidirectional(llm)
+        self._is_tested = True
+
+    def identity(self) -> dict[str, Any]:
+        return self.sources | {
+            "model_type": LLM2CLIP,
+            "pooling": POOLING,
+            "template": self.prompt.template,
+            "max_length": self.prompt.max_length,
+            "dtype": str(self.vision.dtype).removeprefix("torch."),
+        }
+
+    def image_inputs(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+        return self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
+        return self.prompt.inputs(texts)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
+        return unit_rows(self.vision(pixel_values=pixels.to(self.vision.dtype)).image_embeds)
+
+    @torch.no_grad()
+    def encode_texts(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n D"]:
+        self._count_cut(inputs["cut_tokens"])
+        return unit_rows(self.adapter(self.pooled_states(inputs)))
+
+    @torch.no_grad()
+    def pooled_states(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n H"]:
+        """The mean states before the adapter, un-normalised: what LLM2CLIP stores in its tars."""
+        if self.llm is None:
+            raise ValueError(
+                "this LLM2CLIP was loaded for pictures alone, without its text LLM; load it with "
+                "with_text=true to embed captions"
+            )
+        if not self._is_tested:
+            self._test(self.llm)
+        states = token_states(self.llm, inputs["input_ids"], inputs["attention_mask"])
+        return document_mean(states, inputs["document_mask"].bool())
+
+    def _count_cut(self, cut_tokens: Int[Tensor, " n"]) -> None:
+        num_cut = int((cut_tokens > 0).sum())
+        if num_cut and not self.num_cut_captions:
+            _log.warning(
+                "a caption is %d tokens too long for max_length=%d and lost its end; the closing "
+                "token is kept. Further ones are counted in silence",
+                int(cut_tokens.max()),
+                self.prompt.max_length,
+            )
+        self.num_cut_captions += num_cut
+
+    def save(self, directory: Path) -> None:
+        write_joint(self.vision, self.adapter, directory / "joint")
+        (self.llm or self.llm_config).save_pretrained(directory / "text")
+        self.prompt.tokenizer.save_pretrained(directory / "text")
+        self.image_processor.save_pretrained(directory / "image_processor")
+        config = {
+            "model_type": LLM2CLIP,
+            "template": self.prompt.template,
+            "max_length": self.prompt.max_length,
+            "with_text": self.llm is not None,
+        }
+        write_bytes(directory / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+        write_identity(self, directory)
+
+
+def load_llm2clip(
+    *,
+    path: str | Path,
+    text_path: str | Path,
+    image_processor: str | Path,
+    revision: str = "main",
+    text_revision: str = "main",
+    image_processor_revision: str = "main",
+    template: str = "llama3_user",
+    max_length: int = 512,
+    with_text: bool = True,
+    attention: str = "sdpa",
+    dtype: str = "float32",
+) -> LLM2CLIPEncoder:
+    """Load the three parts, each by hub id and revision or by directory, frozen.
+
+    `template` is llama3_user, with which the adapter was trained, or none, which the public
+    ReVision features silently are. Captions are cut to `max_length` tokens, template included.
+    `with_text` false leaves out the weights of the text LLM (16 GB): enough for pictures, with the
+    same identity. `attention` is sdpa, eager or another kernel of transformers.
+
+    Raises:
+        ValueError: a part is missing, does not belong to the others, or attends causally.
+    """
+    chosen = torch_dtype(dtype)
+    with _named("image_processor", image_processor):
+        processor = AutoImageProcessor.from_pretrained(
+            image_processor, revision=image_processor_revision, backend="pil"
+        )
+    with _named("path", path):
+        joint = read_joint(str(path), revision=revision, dtype=chosen)
+    _check_picture_size(processor, joint.vision.config.image_size)
+    with _named("text_path", text_path):
+        config = _llm_config(str(text_path), text_revision)
+        tokenizer = AutoTokenizer.from_pretrained(text_path, revision=text_revision)
+        llm = _llm(str(text_path), text_revision, config, attention, chosen) if with_text else None
+    prompt = Prompt.make(tokenizer, template=template, max_length=max_length)
+    name, version = _source(path, joint.commit, revision)
+    sources = {
+        "name": name,
+        "revision": version,
+        "text": "@".join(_source(text_path, getattr(config, "_commit_hash", None), text_revision)),
+        "image_processor": "@".join(_source(image_processor, None, image_processor_revision)),
+    }
+    return LLM2CLIPEncoder(joint, llm, prompt, processor, llm_config=config, sources=sources)
+
+
+def load_saved_llm2clip(directory: Path, *, dtype: str = "float32") -> LLM2CLIPEncoder:
+    """Read what `LLM2CLIPEncoder.save` wrote; it is known by the names of its original parts."""
+    config = json.loads((directory / "config.json").read_text())
+    encoder = load_llm2clip(
+        path=directory / "joint",
+        text_path=directory / "text",
+        image_processor=directory / "image_processor",
+        template=config["template"],
+        max_length=config["max_length"],
+        with_text=config["with_text"],
+        dtype=dtype,
+    )
+    if recorded := read_identity(directory):
+        encoder.sources = {key: recorded[key] for key in encoder.sources}
+    return encoder
+
+
+def _llm_config(path: str, revision: str) -> LlamaConfig:
+    content, _ = LlamaConfig.get_config_dict(path, revision=revision)
+    if not content:
+        raise OSError(f"{path} has no config.json")
+    if content.get("model_type") != "llama":
+        raise ValueError(
+            f"text_path={path} holds a model of type {content.get('model_type')!r}, not llama; "
+            "give the text LLM, microsoft/LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned or its like"
+        )
+    return LlamaConfig.from_pretrained(path, revision=revision)
+
+
+def _llm(
+    path: str, revision: str, config: LlamaConfig, attention: str, dtype: torch.dtype
+) -> LlamaModel:
+    """Llama's own class: code that comes with the model is neither run nor asked for."""
+    kind: Any = LlamaModel  # with output_loading_info it returns a pair
+    llm, found = kind.from_pretrained(
+        path,
+        revision=revision,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention,
+        output_loading_info=True,
+    )
+    # The head of a causal model's file has no place here.
+    unknown = set(found["unexpected_keys"]) - {"lm_head.weight"}
+    check_names(f"the text LLM {path}", "", found["missing_keys"], unknown)
+    return llm
+
+
+def _check_width(width: int, expected: int) -> None:
+    if width != expected:
+        raise ValueError(
+            f"the states of the text LLM have width {width}, the adapter of the joint model reads "
+            f"{expected}; give the text LLM with which the joint model was trained"
+        )
+
+
+def _check_picture_size(processor: Any, expected: Any) -> None:
+    probe = processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"]
+    if tuple(probe.shape[-2:]) != (expected, expected):
+        raise ValueError(
+            f"the image processor makes pictures of {tuple(probe.shape[-2:])} pixels, the vision "
+            f"tower sees {expected}; give the processor of the CLIP model that LLM2CLIP started "
+            "from, openai/clip-vit-large-patch14-336 for the model of that name"
+        )
+
+
+def _source(path: str | Path, commit: str | None, revision: str) -> tuple[str, str]:
+    """Of a hub id its commit, of a directory its content."""
+    if Path(path).is_dir():
+        return Path(path).resolve().name, f"sha256:{directory_digest(Path(path))}"
+    return str(path), commit or revision
+
+
+@contextmanager
+def _named(option: str, path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"LLM2CLIP: {option}={str(path)!r} is neither a directory with the files that are "
+            f"needed nor a model that the hub gave: {reason}. Download it on a machine with "
+            f"network access and give its directory as encoder.{option}"
+        ) from error
