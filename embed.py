@@ -46,6 +46,7 @@ def _embed(cfg: DictConfig) -> None:
         accelerator=cfg.accelerator,
         devices=cfg.devices,
         num_nodes=cfg.num_nodes,
+        controls=build(cfg.data),
     )
 
 

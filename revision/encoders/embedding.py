@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from revision.captions import Controls
 from revision.encoders.base import DualEncoder, Side
-from revision.encoders.plan import Plan, Source
+from revision.encoders.plan import Plan, Selector, Source
 from revision.encoders.work import Batch, EmbeddingDataset, quiet_worker
 from revision.records import Record, Rejection
 from revision.shards import (
@@ -54,19 +55,22 @@ def embed_records(
     accelerator: str = "auto",
     devices: int | str = "auto",
     num_nodes: int = 1,
+    controls: Controls | None = None,
 ) -> dict[Side, Path]:
     """Write `<output_dir>/images` and `<output_dir>/texts` (or one of them) as feature sets.
 
     `modality` is both, image or text; `rows_per_shard` counts entries of the input. What is
     already there is kept: run it again after an interruption. With several devices, every process
-    returns when all shards are written.
+    returns when all shards are written. `controls` choose records by their captions, and cut them.
 
     Raises:
-        ValueError: the input cannot be used, or the directory was begun with another encoder,
-            input, dtype or shard size (its shards would have been mixed with these).
+        ValueError: the input cannot be used, the controls leave nothing of it, or the directory
+            was begun with another encoder, input, dtype, shard size or controls (its shards would
+            have been mixed with these).
     """
     sides = _sides(modality)
     root = None if image_root is None else Path(image_root)
+    selector = Selector(controls or Controls())
     plans = [
         Plan.make(
             Source(str(input), side, root, format),
@@ -74,6 +78,7 @@ def embed_records(
             encoder=encoder.identity(),
             dtype=dtype,
             rows_per_shard=rows_per_shard,
+            selector=selector,
         )
         for side in sides
     ]
@@ -256,6 +261,8 @@ def _complete(plans: Sequence[Plan]) -> None:
         if not (plan.directory / "header.json").exists():
             plan.write_header()
         header = read_header(plan.directory)
+        if plan.source.selection is not None:
+            print(f"{plan.directory}: {plan.source.selection.summary()}")
         print(
             f"{plan.directory}: {header.num_rows} {plan.source.side} rows of width {header.dim} "
             f"({header.dtype}) from {header.num_records} records; {header.num_rejected} rejected"

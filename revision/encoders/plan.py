@@ -3,20 +3,26 @@
 Place in the pipeline: records -> **plan** -> batches -> encoder -> feature shards. `plan.json`
 beside the shards says with what they were begun, so that a run which is started again either
 continues the same set or refuses to mix two.
+
+Caption controls (`revision/captions/`) say which entries of the input the set will hold. Where one
+entry may carry a picture and its text, both sets are made by one selection, so pairs stay pairs;
+the lists of the ReVision format are judged each for itself, and equal ids fall alike.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from revision.captions import Controls, Selection, select
 from revision.encoders.base import Side
 from revision.files import file_digest, write_bytes
 from revision.progress import track
 from revision.records import Record, Rejection, read_records
 from revision.records.formats import input_paths
+from revision.records.read import Side as RecordSide
 from revision.records.read import chosen_format
 from revision.shards import DTYPES, Header, shard_name, write_header
 
@@ -27,17 +33,22 @@ Entry = Record | Rejection
 
 @dataclass(frozen=True)
 class Source:
-    """The input of one feature set, as all processes and workers read it."""
+    """The input of one feature set, as all processes and workers read it.
+
+    `selection` says which entries there are, and cuts their captions.
+    """
 
     path: str
     side: Side
     image_root: Path | None = None
     format: str = "auto"
+    selection: Selection | None = None
 
     def entries(self) -> Iterator[Entry]:
-        return read_records(
+        entries = read_records(
             self.path, side=self.side, image_root=self.image_root, format=self.format
         )
+        return entries if self.selection is None else self.selection.apply(entries)
 
     def digest(self) -> str:
         """SHA-256 of the input's files; not of the pictures that a JSON file points to."""
@@ -46,6 +57,25 @@ class Source:
         if chosen_format(self.path, self.format) == "folder":  # there names are the ids
             digests += [file.relative_to(self.path).as_posix() for file in files]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+class Selector:
+    """The selections of one input by the same controls; one for both sides where they agree."""
+
+    def __init__(self, controls: Controls) -> None:
+        self.controls = controls
+        self._made: dict[str, Selection] = {}
+
+    def __call__(self, source: Source) -> Selection:
+        in_lists = chosen_format(source.path, source.format) == "revision"
+        side: RecordSide = source.side if in_lists else "both"
+        if side not in self._made:
+            entries = read_records(
+                source.path, side=side, image_root=source.image_root, format=source.format
+            )
+            what = "entries" if side == "both" else f"{side} records"
+            self._made[side] = select(track(entries, f"select {what}"), self.controls)
+        return self._made[side]
 
 
 @dataclass(frozen=True)
@@ -64,9 +94,15 @@ class Plan:
 
     @staticmethod
     def make(
-        source: Source, directory: Path, *, encoder: dict[str, Any], dtype: str, rows_per_shard: int
+        source: Source,
+        directory: Path,
+        *,
+        encoder: dict[str, Any],
+        dtype: str,
+        rows_per_shard: int,
+        selector: Selector | None = None,
     ) -> "Plan":
-        """Plan the set, or take up the plan that is there.
+        """Plan the set, or take up the plan that is there; `selector` narrows the source.
 
         Raises:
             ValueError: the directory was begun with another plan, the input has no entry, or a
@@ -83,11 +119,19 @@ class Plan:
             "dtype": dtype,
             "rows_per_shard": rows_per_shard,
         }
+        controls = selector.controls.active() if selector else {}
+        if controls:
+            fingerprint["selection"] = controls
         path = directory / PLAN_NAME
         if path.exists():
             recorded = json.loads(path.read_bytes())
             _check_same(recorded["fingerprint"], fingerprint, directory)
             num_entries = recorded["num_entries"]
+            if controls:
+                source = replace(source, selection=Selection.read(directory))
+        elif selector and controls:
+            selection = selector(source)
+            source, num_entries = replace(source, selection=selection), selection.num_passing
         else:
             entries = track(source.entries(), f"count {source.side} records")
             num_entries = sum(1 for _ in entries)
@@ -96,9 +140,11 @@ class Plan:
         return Plan(source, directory, rows_per_shard, num_entries, fingerprint)
 
     def record(self) -> None:
-        """Write `plan.json` where there is none; one process does it."""
+        """Write the selection and `plan.json` where there is none; one process does it."""
         path = self.directory / PLAN_NAME
         if not path.exists():
+            if self.source.selection is not None:
+                self.source.selection.write(self.directory)
             content = {"fingerprint": self.fingerprint, "num_entries": self.num_entries}
             write_bytes(path, json.dumps(content, indent=1).encode())
 
@@ -117,7 +163,7 @@ class Plan:
 
     def write_header(self) -> Header:
         """Declare the set complete; every shard must be there."""
-        root = self.source.image_root
+        root, selection = self.source.image_root, self.source.selection
         return write_header(
             self.directory,
             kind=self.source.side,
@@ -126,7 +172,8 @@ class Plan:
                 "input": self.source.path,
                 "input_sha256": self.fingerprint["input_sha256"],
                 "image_root": None if root is None else str(root),
-            },
+            }
+            | ({} if selection is None else {"selection": selection.about}),
             num_shards=self.num_shards,
         )
 
