@@ -26,6 +26,7 @@ class ShardInfo:
     """Summary of one shard. `sha256` covers the file up to its last member, `shard.json`.
 
     `moments` names the member with the exact sums over the rows; older shards have none.
+    `num_truncated` texts were longer than the encoder reads; None where nobody counted.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ShardInfo:
     sha256: str
     num_bytes: int
     moments: str | None = None
+    num_truncated: int | None = None
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ class _DigestFile:
 class ShardWriter:
     """Write shard `index` of the feature set in `directory`; nothing appears on an exception.
 
+    `num_truncated`, if the caller sets it, counts the texts that the encoder cut.
+
     Example:
         with ShardWriter(directory, 0, dim=256, dtype="float16") as writer:
             writer.add_block(rows, records)
@@ -81,6 +83,7 @@ class ShardWriter:
     """
 
     info: ShardInfo
+    num_truncated: int | None = None
 
     def __init__(self, directory: str | Path, index: int, dim: int, dtype: str) -> None:
         if dtype not in DTYPES:
@@ -225,6 +228,8 @@ class ShardWriter:
             "sha256": self._file.hexdigest(),
             "moments": MOMENTS_NAME,
         }
+        if self.num_truncated is not None:
+            summary["num_truncated"] = self.num_truncated
         self._add("shard.json", json_line(summary))
         self._file.write(bytes(2 * tarfile.BLOCKSIZE))
         self._fill(tarfile.RECORDSIZE)
