@@ -445,8 +445,9 @@ def blank_a_row(feature_set: Path) -> None:
 
 def test_the_verify_command_says_in_one_line_that_all_is_well(feature_set, capsys):
     verify_script.run(compose("verify_shards", [f"input={feature_set}"]))
-    [line] = capsys.readouterr().out.splitlines()
+    line, rejected = capsys.readouterr().out.splitlines()
     assert "fine; 9 text rows of width 6 in 2 shards, 2 records in quarantine" in line
+    assert rejected == "  2 rejected: empty text"
 
 
 def test_the_verify_command_fails_on_a_damaged_set(feature_set):

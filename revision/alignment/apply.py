@@ -55,7 +55,7 @@ def apply_alignment(
     }
     if parallel.rank() == 0:
         claim(output_dir, {"alignment": identity, "source": _digests(reader.header)})
-    if parallel.from_first((output_dir / "header.json").exists()):
+    if parallel.from_first(_is_complete(output_dir, len(reader.header.shards))):
         return read_header(output_dir)
     _write_shards(alignment, reader, output_dir, num_workers)
     parallel.barrier()
@@ -70,6 +70,12 @@ def apply_alignment(
         )
     parallel.barrier()
     return read_header(output_dir)
+
+
+def _is_complete(directory: Path, num_shards: int) -> bool:
+    """Whether nothing is left to write; a shard that was set aside as broken is."""
+    names = ["header.json", *map(shard_name, range(num_shards))]
+    return all((directory / name).exists() for name in names)
 
 
 def _write_shards(
