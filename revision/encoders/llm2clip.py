@@ -17,20 +17,20 @@ Letters: n pictures or captions, T tokens, D width of the rows.
 """
 
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, LlamaConfig, LlamaModel
 
 from revision.encoders.base import (
     DualEncoder,
+    Tokens,
     directory_digest,
     read_identity,
     torch_dtype,
@@ -45,19 +45,19 @@ from revision.encoders.bidirectional import (
 )
 from revision.encoders.llm2clip_checkpoint import Joint, check_names, read_joint, write_joint
 from revision.encoders.llm2clip_prompt import Prompt
+from revision.encoders.pixels import Decode, pixel_path
 from revision.files import write_bytes
 
 LLM2CLIP = "llm2clip"
 POOLING = "document_mean"
 _ON_ANY_DEVICE = ("sdpa", "eager")  # other attention kernels are tested when the first text comes
-_log = logging.getLogger(__name__)
 
 
 class LLM2CLIPEncoder(DualEncoder):
     """The joint model, the text LLM (None: pictures alone) and what belongs to them.
 
     `sources` names each part and its revision, and goes into the identity as it is.
-    `num_cut_captions` counts the captions embedded so far that lost their end to `max_length`.
+    `pixels` does what the image processor says; None where only the processor itself can.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class LLM2CLIPEncoder(DualEncoder):
         *,
         llm_config: LlamaConfig,
         sources: dict[str, str],
+        decode: Decode = "exact",
     ) -> None:
         super().__init__()
         _check_width(llm_config.hidden_size, joint.adapter.input_dim)
@@ -77,7 +78,7 @@ class LLM2CLIPEncoder(DualEncoder):
         self.prompt, self.image_processor = prompt, image_processor
         self.llm_config, self.sources = llm_config, sources
         self.dim = joint.adapter.output_dim
-        self.num_cut_captions = 0
+        self.decode, self.pixels = decode, pixel_path(image_processor, decode)
         self._is_tested = False
         self.freeze()
         if llm is not None and llm.config._attn_implementation in _ON_ANY_DEVICE:
@@ -88,27 +89,36 @@ class LLM2CLIPEncoder(DualEncoder):
         self._is_tested = True
 
     def identity(self) -> dict[str, Any]:
-        return self.sources | {
+        identity = self.sources | {
             "model_type": LLM2CLIP,
             "pooling": POOLING,
             "template": self.prompt.template,
             "max_length": self.prompt.max_length,
             "dtype": str(self.vision.dtype).removeprefix("torch."),
         }
+        return identity if self.decode == "exact" else identity | {"decode": self.decode}
 
-    def image_inputs(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+    def image_inputs(self, image: Image.Image) -> Shaped[Tensor, "3 size size"]:
+        if self.pixels is not None:
+            return self.pixels.to_bytes(image)
         return self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
 
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        return (width, height) if self.pixels is None else self.pixels.resized(width, height)
+
     def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
-        return self.prompt.inputs(texts)
+        return self.tokenize(texts).inputs
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        return self.prompt.tokenize(texts)
 
     @torch.no_grad()
-    def encode_images(self, pixels: Float[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
-        return unit_rows(self.vision(pixel_values=pixels.to(self.vision.dtype)).image_embeds)
+    def encode_images(self, pixels: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
+        values = pixels if self.pixels is None else self.pixels(pixels)
+        return unit_rows(self.vision(pixel_values=values.to(self.vision.dtype)).image_embeds)
 
     @torch.no_grad()
     def encode_texts(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n D"]:
-        self._count_cut(inputs["cut_tokens"])
         return unit_rows(self.adapter(self.pooled_states(inputs)))
 
     @torch.no_grad()
@@ -123,17 +133,6 @@ class LLM2CLIPEncoder(DualEncoder):
             self._test(self.llm)
         states = token_states(self.llm, inputs["input_ids"], inputs["attention_mask"])
         return document_mean(states, inputs["document_mask"].bool())
-
-    def _count_cut(self, cut_tokens: Int[Tensor, " n"]) -> None:
-        num_cut = int((cut_tokens > 0).sum())
-        if num_cut and not self.num_cut_captions:
-            _log.warning(
-                "a caption is %d tokens too long for max_length=%d and lost its end; the closing "
-                "token is kept. Further ones are counted in silence",
-                int(cut_tokens.max()),
-                self.prompt.max_length,
-            )
-        self.num_cut_captions += num_cut
 
     def save(self, directory: Path) -> None:
         write_joint(self.vision, self.adapter, directory / "joint")
@@ -163,13 +162,15 @@ def load_llm2clip(
     with_text: bool = True,
     attention: str = "sdpa",
     dtype: str = "float32",
+    decode: Decode = "exact",
 ) -> LLM2CLIPEncoder:
     """Load the three parts, each by hub id and revision or by directory, frozen.
 
     `template` is llama3_user, with which the adapter was trained, or none, which the public
     ReVision features silently are. Captions are cut to `max_length` tokens, template included.
     `with_text` false leaves out the weights of the text LLM (16 GB): enough for pictures, with the
-    same identity. `attention` is sdpa, eager or another kernel of transformers.
+    same identity. `attention` is sdpa, eager or another kernel of transformers. `decode` is that of
+    `load_encoder`.
 
     Raises:
         ValueError: a part is missing, does not belong to the others, or attends causally.
@@ -197,7 +198,9 @@ def load_llm2clip(
     return LLM2CLIPEncoder(joint, llm, prompt, processor, llm_config=config, sources=sources)
 
 
-def load_saved_llm2clip(directory: Path, *, dtype: str = "float32") -> LLM2CLIPEncoder:
+def load_saved_llm2clip(
+    directory: Path, *, dtype: str = "float32", decode: Decode = "exact"
+) -> LLM2CLIPEncoder:
     """Read what `LLM2CLIPEncoder.save` wrote; it is known by the names of its original parts."""
     config = json.loads((directory / "config.json").read_text())
     encoder = load_llm2clip(
@@ -208,6 +211,7 @@ def load_saved_llm2clip(directory: Path, *, dtype: str = "float32") -> LLM2CLIPE
         max_length=config["max_length"],
         with_text=config["with_text"],
         dtype=dtype,
+        decode=decode,
     )
     if recorded := read_identity(directory):
         encoder.sources = {key: recorded[key] for key in encoder.sources}

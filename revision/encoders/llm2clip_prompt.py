@@ -29,6 +29,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from revision.encoders.base import Tokens
+
 Template = Literal["llama3_user", "none"]
 
 # (before the caption, behind it, whether white space behind the caption is dropped)
@@ -66,21 +68,20 @@ class Prompt:
             )
         return Prompt(tokenizer, template, max_length, header, closing)
 
-    def inputs(self, captions: list[str]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and `document_mask` (n, T), padded on the right, and
-        `cut_tokens` (n,): how many tokens of each caption had no room."""
+    def tokenize(self, captions: list[str]) -> Tokens:
+        """`input_ids`, `attention_mask` and `document_mask` (n, T), padded on the right."""
         room = self.max_length - len(self.header) - len(self.closing)
         whole = [_bare(self.tokenizer, self._trimmed(caption)) for caption in captions]
         texts = [[*self.header, *ids[:room], *self.closing] for ids in whole]
         lengths = torch.tensor([len(ids) for ids in texts])
         columns = torch.arange(int(lengths.max()))
         tokens = columns < lengths[:, None]
-        return {
+        inputs = {
             "input_ids": self._padded(texts),
             "attention_mask": tokens.long(),
             "document_mask": (tokens & (columns >= len(self.header))).long(),
-            "cut_tokens": torch.tensor([max(0, len(ids) - room) for ids in whole]),
         }
+        return Tokens(inputs, num_truncated=sum(len(ids) > room for ids in whole))
 
     def _trimmed(self, caption: str) -> str:
         return caption.rstrip() if TEMPLATES[self.template][2] else caption

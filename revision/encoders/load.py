@@ -11,6 +11,7 @@ from revision.encoders.composed import COMPOSED, TOWERS, load_composed
 from revision.encoders.hf import load_hugging_face
 from revision.encoders.llm2clip import LLM2CLIP, load_saved_llm2clip
 from revision.encoders.llm2clip_checkpoint import ARCHITECTURE
+from revision.encoders.pixels import Decode
 
 
 def load_encoder(
@@ -19,13 +20,15 @@ def load_encoder(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: str | None = None,
+    decode: Decode = "exact",
 ) -> DualEncoder:
     """Load an encoder, frozen and in evaluation mode.
 
     `path` is a directory (one of ours, or in the hub's layout) or a hub id; `revision` is the
     branch, tag or commit on the hub. `trust_remote_code` runs Python that comes with the model.
     `dtype` changes the features a little, so it is part of the identity; None is that in which
-    the encoder was used when it was saved here, else float32.
+    the encoder was used when it was saved here, else float32. `decode` is exact, or fast: larger
+    JPEGs are read at a fraction of their size, and the features differ a little too.
 
     Raises:
         ValueError: nothing is there, the hub cannot be reached, or the model is no dual encoder.
@@ -35,9 +38,9 @@ def load_encoder(
         model_type = _model_type(directory)
         dtype = dtype or read_identity(directory).get("dtype")
         if model_type in (COMPOSED, TOWERS):
-            return load_composed(directory, dtype=dtype or "float32")
+            return load_composed(directory, dtype=dtype or "float32", decode=decode)
         if model_type == LLM2CLIP:
-            return load_saved_llm2clip(directory, dtype=dtype or "float32")
+            return load_saved_llm2clip(directory, dtype=dtype or "float32", decode=decode)
     elif _looks_local(path):
         raise ValueError(
             f"encoder: there is no directory {str(path)!r}; run `make demo` first if it is the "
@@ -49,6 +52,7 @@ def load_encoder(
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=dtype or "float32",
+            decode=decode,
         )
     except OSError as error:
         reason = str(error).strip().splitlines()[0]

@@ -23,6 +23,10 @@ def prompt(template: str = "llama3_user", max_length: int = 512) -> Prompt:
     return Prompt.make(llama3_tokenizer(), template=template, max_length=max_length)
 
 
+def tokens(prompt: Prompt, captions: list[str]) -> dict[str, torch.Tensor]:
+    return prompt.tokenize(captions).inputs
+
+
 def pooled(llm: LlamaModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     states = token_states(llm, inputs["input_ids"], inputs["attention_mask"])
     return document_mean(states, inputs["document_mask"].bool())
@@ -80,7 +84,7 @@ def plain_llama(weights: dict[str, torch.Tensor], ids: list[int]) -> torch.Tenso
 def test_pooled_states_are_those_of_llm2vec(template, kernel):
     llm = make_bidirectional(tiny_llama(attn_implementation=kernel))
     expected = torch.from_numpy(golden()[f"{template}/pooled"])
-    rows = pooled(llm, prompt(template).inputs(golden()["captions"]))
+    rows = pooled(llm, tokens(prompt(template), golden()["captions"]))
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-6)  # measured: 1.2e-7
 
 
@@ -88,7 +92,7 @@ def test_pooled_states_are_those_of_llm2vec(template, kernel):
 def test_states_are_those_of_a_plain_llama(kernel):
     llm = make_bidirectional(tiny_llama(attn_implementation=kernel))
     weights = {name: tensor.double() for name, tensor in llm.state_dict().items()}
-    inputs = prompt().inputs(golden()["captions"])
+    inputs = tokens(prompt(), golden()["captions"])
     states = token_states(llm, inputs["input_ids"], inputs["attention_mask"])
     for row, ids, mask in zip(states, inputs["input_ids"], inputs["attention_mask"], strict=True):
         length = int(mask.sum())
@@ -100,15 +104,15 @@ def test_states_are_those_of_a_plain_llama(kernel):
 def test_neither_padding_nor_its_side_nor_the_batch_matters(kernel):
     llm = make_bidirectional(tiny_llama(attn_implementation=kernel))
     captions = golden()["captions"]
-    inputs = prompt().inputs(captions)
+    inputs = tokens(prompt(), captions)
     rows = pooled(llm, inputs)
     torch.testing.assert_close(pooled(llm, on_the_left(inputs)), rows, rtol=0, atol=1e-6)
-    alone = torch.cat([pooled(llm, prompt().inputs([caption])) for caption in captions])
+    alone = torch.cat([pooled(llm, tokens(prompt(), [caption])) for caption in captions])
     torch.testing.assert_close(alone, rows, rtol=0, atol=1e-6)
 
 
 def test_bfloat16_stays_near_float32():
-    inputs = prompt().inputs(golden()["captions"])
+    inputs = tokens(prompt(), golden()["captions"])
     exact = pooled(make_bidirectional(tiny_llama()), inputs)
     rounded = pooled(make_bidirectional(tiny_llama().bfloat16()), inputs)
     assert rounded.dtype == torch.float32
