@@ -3,7 +3,11 @@
     python embed.py encoder=clip_l14_336 input=data.json image_root=images output_dir=runs/features
 
 writes `<output_dir>/images` and `<output_dir>/texts`. Run it again to continue after an
-interruption; what cannot be embedded is listed in `quarantine.jsonl` beside the shards.
+interruption; what cannot be embedded is listed in `quarantine.jsonl` beside the shards. A sweep,
+
+    python embed.py -m data.caption_length=short,medium,long input=... output_dir=runs/lengths
+
+writes each job below `<output_dir>/data.caption_length=short` and so on.
 """
 
 from pathlib import Path
@@ -12,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from revision.config import build, entry
+from revision.config import build, entry, job_directory
 
 
 def run(cfg: DictConfig) -> Path:
@@ -20,6 +24,7 @@ def run(cfg: DictConfig) -> Path:
     # torch and transformers take seconds to import: not before the config has been composed.
     from revision.training.launch import in_own_processes, needs_own_processes, num_local_processes
 
+    cfg.output_dir = str(job_directory(Path(cfg.output_dir), named_by="output_dir"))
     num_processes = num_local_processes(cfg.accelerator, cfg.devices)
     is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if needs_own_processes(num_processes, is_sweep=is_sweep, script=__file__):

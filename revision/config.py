@@ -90,11 +90,19 @@ def as_part() -> Iterator[None]:
 
 def run_directory(cfg: DictConfig) -> Path:
     """`<run_root>/<name>`, and for a job of a sweep `<run_root>/<name>/<its swept overrides>`."""
-    directory = Path(cfg.run_root) / cfg.name
+    return job_directory(Path(cfg.run_root) / cfg.name)
+
+
+def job_directory(directory: Path, *, named_by: str = "") -> Path:
+    """`directory`, and for a job of a sweep `<directory>/<its swept overrides>`.
+
+    Without that of the key `named_by`, which holds `directory` itself.
+    """
     if _parts:
         return directory
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         swept = {*os.environ.get(_SWEPT_KEYS, "").split(","), *_sweeper_keys()}
+        swept.discard(named_by)
         chosen = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] in swept]
         return directory / ",".join(sorted(chosen)).replace("/", "_")
     return directory
