@@ -77,7 +77,7 @@ def _embed_missing(directory: Path, header: Any, plan: dict[str, Any], cfg: Dict
             f"{directory}: embed.py writes {header.kind} rows to a folder {SETS[header.kind]!r}; "
             "rename it so while it is repaired"
         )
-    source = _source(header, cfg)
+    source = _source(directory, header, cfg)
     embed_records(
         build(cfg.encoder),
         input=source.path,
@@ -91,6 +91,7 @@ def _embed_missing(directory: Path, header: Any, plan: dict[str, Any], cfg: Dict
         num_workers=cfg.num_workers,
         accelerator=cfg.accelerator,
         devices=cfg.devices,
+        controls=source.selection.controls if source.selection else None,
     )
 
 
@@ -106,13 +107,19 @@ def _align_missing(directory: Path, cfg: DictConfig) -> None:
     apply_alignment(alignment, Path(cfg.source), directory)
 
 
-def _source(header: Any, cfg: DictConfig) -> Any:
-    """The input that the set was made from."""
+def _source(directory: Path, header: Any, cfg: DictConfig) -> Any:
+    """The input that the set was made from, and what was chosen of it."""
+    from revision.captions import Selection
     from revision.encoders.plan import Source
 
     root = cfg.image_root or header.source.get("image_root")
-    path = str(cfg.records or header.source["input"])
-    return Source(path, header.kind, None if root is None else Path(root))
+    return Source(
+        str(cfg.records or header.source["input"]),
+        header.kind,
+        None if root is None else Path(root),
+        cfg.format,
+        Selection.read(directory) if "selection" in header.source else None,
+    )
 
 
 def _against_input(directory: Path, cfg: DictConfig) -> list[str]:
@@ -124,7 +131,7 @@ def _against_input(directory: Path, cfg: DictConfig) -> list[str]:
     header, (maker, plan) = read_header(directory), made_by(directory)
     if maker != "embed.py":
         raise ValueError(f"{directory}: check_input is for sets of embed.py, {maker} wrote this")
-    source = _source(header, cfg)
+    source = _source(directory, header, cfg)
     if source.digest() != header.source["input_sha256"]:
         problems = [f"{source.path}: is not what {directory} was made from any more (sha256)"]
     else:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from revision.alignment import Cloud, ReAlign, apply_alignment, save_alignment
+from revision.captions import Controls
 from revision.config import compose
 from revision.encoders.embedding import OpenShard, embed_records
 from revision.encoders.load import load_encoder
@@ -22,6 +23,8 @@ from tests.tiny_encoders import save_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM = 11
+OPTIONS = {"rows_per_shard": 4, "batch_size": 2, "num_workers": 0}
+OPTIONS |= {"accelerator": "cpu", "devices": 1}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +49,7 @@ def embedded(encoder_dir, tmp_path):
         input=tmp_path / "data.json",
         image_root=tmp_path,
         output_dir=tmp_path / "out",
-        rows_per_shard=4,
-        batch_size=2,
-        num_workers=0,
-        accelerator="cpu",
-        devices=1,
+        **OPTIONS,
     )
     return tmp_path / "out"
 
@@ -108,6 +107,23 @@ def test_only_the_broken_shards_are_made_again_to_the_same_bytes(
     printed = capsys.readouterr().out
     assert "made again with the same bytes" in printed
     assert "fine; " in printed
+
+
+def test_the_same_records_are_chosen_again(embedded, encoder_dir, tmp_path):
+    embed_records(
+        load_encoder(encoder_dir),
+        input=tmp_path / "data.json",
+        output_dir=tmp_path / "chosen",
+        modality="text",
+        controls=Controls(caption_length=[4, 7], num_samples=6, max_caption_words=2),
+        **OPTIONS,
+    )
+    directory = tmp_path / "chosen" / "texts"
+    before = contents(directory)
+    flip(directory / "00001.tar")
+    verified(directory, encoder_dir, "repair=true", "check_input=true")
+    assert contents(directory) == before
+    assert read_header(directory).num_records == 6
 
 
 def test_what_was_set_aside_before_is_kept(embedded, encoder_dir):
