@@ -1,9 +1,11 @@
 """DataModules: Lightning asks them for loaders; what is in a batch is decided by sources and plan.
 
 One flat run of `num_steps` optimiser steps over all epochs, so that a run resumes at
-`trainer.global_step` exactly, for any number of workers.
+`trainer.global_step` exactly, for any number of workers. Where it continues with another number
+of records in a step, `start` says which of them are behind it.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,14 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from revision.alignment.base import AlignmentMap
-from revision.data.index import QUARANTINE, RecordIndex, build_index
-from revision.data.plan import EpochPlan, StepPlan
-from revision.data.sources import (
-    CAPTION_PROMPT,
-    ImageSource,
-    RowMap,
-    SampleSource,
-    ShardSource,
-    check_record,
-)
+from revision.data.index import QUARANTINE, RecordIndex
+from revision.data.mixture import MixtureOrder, MixtureSource
+from revision.data.packing import MeasuredSource, PackedOrder, steps_for_tokens
+from revision.data.plan import EpochPlan, Order, Place, StepPlan
+from revision.data.record_turns import CAPTION_PROMPT
+from revision.data.shard_source import RowMap
+from revision.data.source_maker import Part, SourceMaker, parts_of, token_directory
+from revision.data.sources import SampleSource
 from revision.data.turn_encoder import TurnEncoder
 from revision.data.windows import BatchSource, HeldOutDataset, WindowDataset, WindowLoader
 from revision.encoders.base import DualEncoder
@@ -29,7 +29,10 @@ from revision.encoders.base import DualEncoder
 class PlannedDataModule(L.LightningDataModule):
     """Base: `make_sources` names the data, everything about order and loading is here.
 
-    `batch_size` counts records per device and micro-batch; `max_steps` overrides `epochs`.
+    `batch_size` counts records per device and micro-batch. The run ends after `epochs`, or instead
+    of these after `max_steps`, or with the first step at which it has seen `max_tokens` LLM
+    positions. With `pack_tokens` a micro-batch of training is a batch of at most that many
+    positions, and `batch_size` counts the records of held-out batches only.
     """
 
     def __init__(
@@ -39,23 +42,37 @@ class PlannedDataModule(L.LightningDataModule):
         accumulate: int = 1,
         epochs: int = 1,
         max_steps: int | None = None,
+        max_tokens: int | None = None,
         seed: int = 0,
         num_samples: int | None = None,
         shuffle_blocks: int = 8,
+        pack_tokens: int | None = None,
         num_workers: int = 0,
         val_batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        if max_steps is not None and max_tokens is not None:
+            raise ValueError(
+                f"max_steps={max_steps} and max_tokens={max_tokens} both say where the run ends; "
+                "give one of them"
+            )
         self.batch_size, self.accumulate = batch_size, accumulate
-        self.epochs, self.max_steps = epochs, max_steps
+        self.epochs, self.max_steps, self.max_tokens = epochs, max_steps, max_tokens
         self.seed, self.num_samples, self.shuffle_blocks = seed, num_samples, shuffle_blocks
-        self.num_workers = num_workers
+        self.pack_tokens, self.num_workers = pack_tokens, num_workers
         self.val_batch_size = val_batch_size or batch_size
+        self.start = Place()
+        """Where the run continues; set before the first plan is asked for."""
         self._sources: tuple[BatchSource, BatchSource | None] | None = None
+        self._order: Order | None = None
 
     def make_sources(self) -> tuple[BatchSource, BatchSource | None]:
         """The training data and, where there is one, the held-out data."""
         raise NotImplementedError
+
+    def make_order(self) -> Order:
+        """The order of the training data, one record at a position."""
+        return self._epoch_plan(self.sources[0], self.seed, self.num_samples)
 
     @property
     def sources(self) -> tuple[BatchSource, BatchSource | None]:
@@ -63,16 +80,29 @@ class PlannedDataModule(L.LightningDataModule):
             self._sources = self.make_sources()
         return self._sources
 
+    @property
+    def order(self) -> Order:
+        """The order of the training data, packed where that is asked for; made once."""
+        if self._order is None:
+            self._order = self.make_order()
+            if self.pack_tokens is not None:
+                self._order = self._packed(self._order, self.pack_tokens)
+        return self._order
+
     def num_steps(self, world_size: int = 1) -> int:
-        """Optimiser steps of the whole run with `world_size` processes."""
+        """Optimiser steps of the whole run with `world_size` processes from `start` on, those
+        before it included."""
         if self.max_steps is not None:
             return self.max_steps
-        return self.epochs * self._plan(0, world_size).steps_per_epoch
+        plan = self.plan(0, world_size)
+        if self.max_tokens is not None:
+            return steps_for_tokens(plan, _measured(self.sources[0]), self.max_tokens)
+        return plan.end(self.epochs - 1)
 
     def first_batches(self, count: int) -> list[Any]:
         """The first batches of the first epoch, fewer where it has fewer, for one process."""
-        plan = self._plan(0, 1)
-        windows = [plan.window(step) for step in range(min(count, plan.steps_per_epoch))]
+        plan = self.plan(0, 1)
+        windows = [plan.window(step) for step in range(min(count, plan.end(0)))]
         return [self.sources[0].batch(numbers) for window in windows for numbers in window]
 
     def held_out_batches(self) -> list[Any]:
@@ -90,7 +120,7 @@ class PlannedDataModule(L.LightningDataModule):
     def train_dataloader(self) -> WindowLoader:
         trainer = self.trainer
         assert trainer is not None
-        plan = self._plan(trainer.global_rank, trainer.world_size)
+        plan = self.plan(trainer.global_rank, trainer.world_size)
         return WindowLoader(
             WindowDataset(self.sources[0], plan),
             num_steps=self.num_steps(trainer.world_size),
@@ -113,26 +143,45 @@ class PlannedDataModule(L.LightningDataModule):
         )
         return WindowLoader(dataset, num_steps=len(dataset), **self._loading())
 
+    def plan(self, rank: int, world_size: int) -> StepPlan:
+        """What process `rank` of `world_size` does in each step from `start` on."""
+        size = self.batch_size if self.pack_tokens is None else 1  # positions of the order
+        return StepPlan(self.order, size, self.accumulate, rank, world_size, self.start)
+
     def _loading(self) -> dict[str, Any]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {"num_workers": self.num_workers, "pin_memory": on_gpu}
 
-    def _plan(self, rank: int, world_size: int) -> StepPlan:
-        epoch_plan = EpochPlan(
-            self.sources[0].block_sizes,
-            seed=self.seed,
+    def _epoch_plan(self, source: BatchSource, seed: int, num_samples: int | None) -> EpochPlan:
+        return EpochPlan(
+            source.block_sizes,
+            block_shards=getattr(source, "block_shards", None),
+            seed=seed,
             shuffle_blocks=self.shuffle_blocks,
-            num_samples=self.num_samples,
+            num_samples=num_samples,
         )
-        return StepPlan(epoch_plan, self.batch_size, self.accumulate, rank, world_size)
+
+    def _packed(self, order: Order, pack_tokens: int) -> PackedOrder:
+        packed = PackedOrder(order, _measured(self.sources[0]), pack_tokens, seed=self.seed)
+        _tell(
+            f"packed {order.length(0)} samples into {packed.length(0)} batches of at most "
+            f"{pack_tokens} tokens, fill {packed.fill(0):.1%}"
+        )
+        return packed
+
+
+def _measured(source: BatchSource) -> MeasuredSource:
+    assert isinstance(source, MeasuredSource), f"{type(source).__name__} has no lengths"
+    return source
 
 
 class VisualDataModule(PlannedDataModule):
     """Samples for `pretrain`, `sft` and their variants.
 
-    The training data is either `shards` (a feature set) or `input` with `image_root` (pictures on
-    the fly, which needs `encoder`); the held-out data `val_shards` or `val_input` alike.
-    `alignment` maps the rows of `shards` when they are read; held-out rows are taken as they are.
+    The training data is either `shards` (a feature set), or `input` with `image_root` (pictures on
+    the fly, which needs `encoder`), or a `mixture` of these (see `Part`); the held-out data
+    `val_shards` or `val_input` alike. `alignment` maps the rows of `shards` when they are read;
+    held-out rows are taken as they are.
     """
 
     def __init__(
@@ -142,6 +191,7 @@ class VisualDataModule(PlannedDataModule):
         shards: str | Path | None = None,
         input: str | Path | None = None,
         image_root: str | Path | None = None,
+        mixture: Sequence[Mapping[str, Any]] | None = None,
         val_shards: str | Path | None = None,
         val_input: str | Path | None = None,
         encoder: DualEncoder | None = None,
@@ -151,13 +201,17 @@ class VisualDataModule(PlannedDataModule):
         max_caption_words: int | None = None,
         caption_prompt: str = CAPTION_PROMPT,
         index_root: str | Path = "runs/.index",
+        tokens: str = "online",
+        token_root: str | Path = "runs/.tokens",
         batch_size: int,
         accumulate: int = 1,
         epochs: int = 1,
         max_steps: int | None = None,
+        max_tokens: int | None = None,
         seed: int = 0,
         num_samples: int | None = None,
         shuffle_blocks: int = 8,
+        pack_tokens: int | None = None,
         num_workers: int = 0,
         val_batch_size: int | None = None,
     ) -> None:
@@ -166,74 +220,61 @@ class VisualDataModule(PlannedDataModule):
             accumulate=accumulate,
             epochs=epochs,
             max_steps=max_steps,
+            max_tokens=max_tokens,
             seed=seed,
             num_samples=num_samples,
             shuffle_blocks=shuffle_blocks,
+            pack_tokens=pack_tokens,
             num_workers=num_workers,
             val_batch_size=val_batch_size,
         )
-        _check_one("data.", shards, input)
-        self.turns, self.encoder = turns, encoder
-        self.alignment, self.image_map = alignment, image_map
-        self.train_data, self.val_data = (shards, input), (val_shards, val_input)
-        self.image_root = None if image_root is None else Path(image_root)
-        self.visual, self.max_caption_words = visual, max_caption_words
-        self.caption_prompt, self.index_root = caption_prompt, Path(index_root)
-
-    def make_sources(self) -> tuple[SampleSource, SampleSource | None]:
-        held_out = None
-        if any(self.val_data):
-            _check_one("data.val_", *self.val_data)
-            held_out = self._source(*self.val_data, alignment=None, max_caption_words=None)
-        cut = self.max_caption_words
-        return self._source(
-            *self.train_data, alignment=self.alignment, max_caption_words=cut
-        ), held_out
-
-    def _source(
-        self,
-        shards: str | Path | None,
-        input: str | Path | None,
-        *,
-        alignment: RowMap | None,
-        max_caption_words: int | None,
-    ) -> SampleSource:
-        options: dict[str, Any] = {
-            "visual": self.visual,
-            "caption_prompt": self.caption_prompt,
-            "max_caption_words": max_caption_words,
-        }
-        if shards is not None:
-            cached = 2 * self.shuffle_blocks
-            return ShardSource(
-                Path(shards),
-                self.turns,
-                alignment=alignment,
-                image_map=self.image_map,
-                cache_blocks=cached,
-                **options,
-            )
-        assert input is not None
-        if self.encoder is None:
+        self.parts = parts_of(shards, input, image_root, mixture)
+        if mixture is not None and num_samples is not None:
             raise ValueError(
-                f"{input} holds pictures and this model has no encoder; embed them with embed.py "
-                "and give the feature set as data.shards"
+                f"num_samples={num_samples} does not say of which source of the mixture; give it "
+                "to the sources in data.mixture"
             )
-        index = build_index(
-            Path(input), self.index_root, image_root=self.image_root, check=check_record
+        self.is_mixture = mixture is not None
+        self.held_out = None
+        if val_shards is not None or val_input is not None:
+            self.held_out = Part(
+                key="data.val_", shards=val_shards, input=val_input, image_root=image_root
+            )
+        self.maker = SourceMaker(
+            turns=turns,
+            encoder=encoder,
+            image_map=image_map,
+            visual=visual,
+            caption_prompt=caption_prompt,
+            index_root=Path(index_root),
+            token_root=token_directory(tokens, token_root),
+            cache_blocks=2 * shuffle_blocks,
+            on_index=tell_rejected,
         )
-        tell_rejected(input, index)
-        return ImageSource(
-            index, self.turns, image_root=self.image_root, encoder=self.encoder, **options
-        )
+        self.alignment, self.max_caption_words = alignment, max_caption_words
 
+    def make_sources(self) -> tuple[SampleSource | MixtureSource, SampleSource | None]:
+        held_out = None if self.held_out is None else self.maker.held_out(self.held_out)
+        cut = self.max_caption_words
+        if not self.is_mixture:
+            (part,) = self.parts
+            return self.maker.training(part, self.alignment, cut), held_out
+        sources = [
+            self.maker.training(part, self.alignment if part.is_text else None, cut)
+            for part in self.parts
+        ]
+        return MixtureSource(sources), held_out
 
-def _check_one(prefix: str, shards: str | Path | None, input: str | Path | None) -> None:
-    if (shards is None) == (input is None):
-        raise ValueError(
-            f"exactly one of {prefix}shards (features) and {prefix}input (pictures) must be "
-            f"given; got shards={shards!r}, input={input!r}"
-        )
+    def make_order(self) -> Order:
+        source = self.sources[0]
+        if not isinstance(source, MixtureSource):
+            return super().make_order()
+        parts = zip(self.parts, source.sources, strict=True)
+        plans = [  # each with its own seed: sets of the same records are not walked in step
+            self._epoch_plan(each, self.seed + index, part.num_samples)
+            for index, (part, each) in enumerate(parts)
+        ]
+        return MixtureOrder(plans, [part.weight for part in self.parts], seed=self.seed)
 
 
 def tell_rejected(input: str | Path, index: RecordIndex) -> None:

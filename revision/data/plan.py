@@ -1,33 +1,83 @@
 """The plan: which record stands where in a run, as a function of (seed, epoch, position) alone.
 
-    epoch e:   permute the blocks; cut that order into groups of `shuffle_blocks`; permute the
-               records inside each group
-    step s:    positions [s G, (s+1) G) of its epoch, G = batch_size * processes * accumulate;
+    epoch e:   permute the shards, and the blocks inside each; cut that order into groups of
+               `shuffle_blocks`; permute the records inside each group
+    step s:    the next G positions of its epoch, G = batch_size * processes * accumulate;
                micro-batch a of process r takes the slice (a * processes + r) of `batch_size`
 
 So a run resumes at any step without replaying, every record is seen once per epoch, one step
 is the same set of records for every number of processes that gives the same G, and memory grows
-with the number of blocks and with one group, never with the number of records. The tail of an
-epoch leaves slices short or empty; nothing is dropped.
+with the number of blocks and with one group, never with the number of records. A shard is visited
+once per epoch, not all over it: one that is remote or in no page cache is read once. The tail of
+an epoch leaves slices short or empty; nothing is dropped.
+
+A run that continues with another G takes up the order at the position where it stopped
+(`Place`): no record is lost or repeated, the rest of the epoch comes in steps of the new G.
 
 A subset of k records holds those with the k smallest hashes of their position, so subsets are
 nested and do not depend on the seed.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Int, Int64, UInt64
 
 _CHUNK = 1 << 20
 _COARSE_BITS = 16
 
 
+@runtime_checkable
+class Order(Protocol):
+    """The records of every epoch by position; a position holds one record or a whole batch."""
+
+    def length(self, epoch: int) -> int:
+        """The number of positions of `epoch`."""
+
+    def records(self, epoch: int, first: int, last: int) -> Int64[np.ndarray, " n"]:
+        """The numbers of the records at the positions `first`..`last`-1."""
+
+
+class Recent:
+    """`make` with its last two results kept; a pickle leaves them behind."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
+        self.kept: dict[Hashable, Any] = {}
+
+    def __call__(self, *key: Hashable) -> Any:
+        if key not in self.kept:
+            if len(self.kept) > 1:
+                del self.kept[next(iter(self.kept))]
+            self.kept[key] = self.make(*key)
+        return self.kept[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recent, (self.make,)
+
+
+def slice_pieces(
+    ends: Int[np.ndarray, " pieces"],
+    piece: Callable[[int], Int64[np.ndarray, " m"]],
+    first: int,
+    last: int,
+) -> Int64[np.ndarray, " n"]:
+    """`first`..`last`-1 of the pieces behind each other, `ends` being where each of them ends."""
+    parts = [np.empty(0, np.int64)]
+    first_piece, last_piece = np.searchsorted(ends, [first, last - 1], side="right").tolist()
+    for index in range(first_piece, last_piece + 1):
+        start = int(ends[index - 1]) if index else 0
+        parts.append(piece(index)[max(0, first - start) : last - start])
+    return np.concatenate(parts)
+
+
 class EpochPlan:
     """The order of the records of a source with blocks of `block_sizes` records.
 
+    `block_shards` tells the shard of each block by any number or name; without it all are in one.
     Raises ValueError for a source without records and for more samples than there are records.
     """
 
@@ -35,6 +85,7 @@ class EpochPlan:
         self,
         block_sizes: Sequence[int],
         *,
+        block_shards: Sequence[int | str] | None = None,
         seed: int = 0,
         shuffle_blocks: int = 8,
         num_samples: int | None = None,
@@ -55,39 +106,38 @@ class EpochPlan:
         blocks = range(len(block_sizes))
         sizes = block_sizes if everything else [len(self._kept(block)) for block in blocks]
         self._sizes = np.array(sizes, np.int64)
-        self._epoch_order = lru_cache(maxsize=2)(self._order_of_epoch)
-        self._group_order = lru_cache(maxsize=2)(self._order_of_group)
+        shards = [0] * len(block_sizes) if block_shards is None else block_shards
+        self._shards = np.unique(shards, return_inverse=True)[1].astype(np.int32)
+        self._epoch_order = Recent(self._order_of_epoch)
+        self._group_order = Recent(self._order_of_group)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {k: v for k, v in vars(self).items() if k not in ("_epoch_order", "_group_order")}
+    def length(self, epoch: int) -> int:
+        """The number of records of an epoch, the same for all."""
+        return self.num_samples
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self._epoch_order = lru_cache(maxsize=2)(self._order_of_epoch)
-        self._group_order = lru_cache(maxsize=2)(self._order_of_group)
-
-    def record(self, epoch: int, position: int) -> int:
-        """The number of the record at `position` of `epoch`."""
+    def records(self, epoch: int, first: int, last: int) -> Int64[np.ndarray, " n"]:
+        """The numbers of the records at the positions `first`..`last`-1 of `epoch`."""
         _, ends = self._epoch_order(epoch)
-        group = int(np.searchsorted(ends, position, side="right"))
-        first = int(ends[group - 1]) if group else 0
-        return int(self._group_order(epoch, group)[position - first])
+        return slice_pieces(ends, lambda group: self._group_order(epoch, group), first, last)
 
     def _order_of_epoch(
         self, epoch: int
     ) -> tuple[Int[np.ndarray, " blocks"], Int[np.ndarray, " groups"]]:
         """The order of the blocks, and the position behind the last record of every group."""
-        blocks = np.random.default_rng([self.seed, epoch]).permutation(len(self._sizes))
+        rng = np.random.default_rng([self.seed, epoch])
+        blocks = rng.permutation(len(self._sizes))
+        rank = rng.permutation(int(self._shards.max()) + 1)  # of each shard
+        blocks = blocks[np.argsort(rank[self._shards[blocks]], kind="stable")]
         firsts = np.arange(0, len(blocks), self.shuffle_blocks)
         return blocks, np.add.reduceat(self._sizes[blocks], firsts).cumsum()
 
-    def _order_of_group(self, epoch: int, group: int) -> Int[np.ndarray, " records"]:
+    def _order_of_group(self, epoch: int, group: int) -> Int64[np.ndarray, " records"]:
         blocks, _ = self._epoch_order(epoch)
         chosen = blocks[group * self.shuffle_blocks : (group + 1) * self.shuffle_blocks]
         records = np.concatenate([self._kept(int(block)) for block in chosen])
         return np.random.default_rng([self.seed, epoch, group]).permutation(records)
 
-    def _kept(self, block: int) -> Int[np.ndarray, " records"]:
+    def _kept(self, block: int) -> Int64[np.ndarray, " records"]:
         """The records of a block that belong to the subset."""
         records = np.arange(self.starts[block], self.starts[block + 1])
         if self._threshold is None:
@@ -96,37 +146,71 @@ class EpochPlan:
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """What one process does in each step: `window(step)` lists the records of its micro-batches."""
+class Place:
+    """Where a run stands before `step`: the first `position` positions of `epoch` are behind it."""
 
-    epoch_plan: EpochPlan
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one process does in each step: `window(step)` lists the records of its micro-batches.
+
+    A run that continues begins at `start`. `batch_size` counts positions of `order`.
+    """
+
+    order: Order
     batch_size: int
     accumulate: int = 1
     rank: int = 0
     world_size: int = 1
+    start: Place = Place()
+    _ends: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def global_batch(self) -> int:
         return self.batch_size * self.accumulate * self.world_size
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-self.epoch_plan.num_samples // self.global_batch)
+    def end(self, epoch: int) -> int:
+        """The step behind the last one of `epoch`; `start.step` for an epoch before the start."""
+        while self.start.epoch + len(self._ends) <= epoch:
+            self._count_epoch()
+        return (
+            self._ends[epoch - self.start.epoch] if epoch >= self.start.epoch else self.start.step
+        )
 
-    def epoch(self, step: int) -> int:
-        """Which visit of the data the step belongs to, from 0."""
-        return step // self.steps_per_epoch
+    def place(self, step: int) -> Place:
+        """Where `step` begins; it lies behind the start."""
+        while not self._ends or self._ends[-1] <= step:
+            self._count_epoch()
+        index = bisect_right(self._ends, step)
+        begin = self._ends[index - 1] if index else self.start.step
+        behind = 0 if index else self.start.position
+        position = behind + (step - begin) * self.global_batch
+        return Place(step, self.start.epoch + index, position)
 
     def window(self, step: int) -> list[list[int]]:
         """The records of each micro-batch of this process; a list may be short or empty."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        return [self._slice(epoch, step_of_epoch, index) for index in range(self.accumulate)]
+        place = self.place(step)
+        return [self._slice(place, index) for index in range(self.accumulate)]
 
-    def _slice(self, epoch: int, step_of_epoch: int, index: int) -> list[int]:
+    def _count_epoch(self) -> None:
+        epoch = self.start.epoch + len(self._ends)
+        behind = self.start.position if not self._ends else 0
+        begin = self._ends[-1] if self._ends else self.start.step
+        left = self.order.length(epoch) - behind
+        self._ends.append(begin + -(-left // self.global_batch))
+
+    def _slice(self, place: Place, index: int) -> list[int]:
         offset = (index * self.world_size + self.rank) * self.batch_size
-        first = step_of_epoch * self.global_batch + offset
-        last = min(first + self.batch_size, self.epoch_plan.num_samples)
-        return [self.epoch_plan.record(epoch, position) for position in range(first, last)]
+        first = place.position + offset
+        last = min(first + self.batch_size, self.order.length(place.epoch))
+        if last <= first:
+            return []
+        numbers: list[int] = self.order.records(place.epoch, first, last).tolist()
+        return numbers
 
 
 def position_hash(positions: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:

@@ -49,7 +49,7 @@ class WindowDataset(Dataset[list[CountedBatch]]):
 
     def __getitem__(self, step: int) -> list[CountedBatch]:
         window = self.plan.window(step)
-        epoch = self.plan.epoch(step)
+        epoch = self.plan.place(step).epoch
         batches: list[CountedBatch] = [self.source.batch(numbers, epoch) for numbers in window]
         num_targets = sum(batch.num_targets for batch in batches)
         if num_targets == 0 and any(window):

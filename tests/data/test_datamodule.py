@@ -150,9 +150,8 @@ def test_refusals(shards, tmp_path):
     turns = TurnEncoder(bpe_tokenizer(), "plain")
     with pytest.raises(ValueError, match=r"exactly one of data.shards .* and data.input"):
         VisualDataModule(turns=turns, batch_size=1)
-    both = data(shards, batch_size=1, val_shards="a", val_input="b")
     with pytest.raises(ValueError, match=r"exactly one of data.val_shards .* and data.val_input"):
-        both.prepare_data()
+        data(shards, batch_size=1, val_shards="a", val_input="b")
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(ValueError, match=r"holds pictures and this model has no encoder"):
         VisualDataModule(turns=turns, input=tmp_path / "x.json", batch_size=1).num_steps()

@@ -15,7 +15,7 @@ from revision.alignment.storage import load_alignment
 from revision.config import compose
 from revision.data.datamodule import VisualDataModule
 from revision.data.plan import EpochPlan, StepPlan
-from revision.data.sources import ShardSource
+from revision.data.shard_source import ShardSource
 from revision.data.turn_encoder import TurnEncoder
 from revision.data.windows import WindowDataset, WindowLoader
 from tests.feature_sets import cloud, write_set
@@ -50,7 +50,7 @@ def visits(source: ShardSource, **options) -> dict[tuple[int, str], bytes]:
         plan = StepPlan(
             EpochPlan(source.block_sizes, seed=options.pop("seed", 0)), rank=rank, **options
         )
-        steps = 3 * plan.steps_per_epoch
+        steps = plan.end(2)
         loader = WindowLoader(
             WindowDataset(source, plan),
             num_steps=steps,
@@ -58,7 +58,7 @@ def visits(source: ShardSource, **options) -> dict[tuple[int, str], bytes]:
             num_workers=workers,
         )
         for index, batch in enumerate(loader):
-            epoch = plan.epoch(index // plan.accumulate)
+            epoch = plan.place(index // plan.accumulate).epoch
             if batch.visual is not None:
                 shown = zip(batch.ids, batch.visual[:, 0], strict=True)
                 found |= {(epoch, id): row.numpy().tobytes() for id, row in shown}

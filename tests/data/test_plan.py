@@ -13,7 +13,7 @@ TOTAL = sum(BLOCKS)
 
 
 def order(plan, epoch=0):
-    return [plan.record(epoch, position) for position in range(plan.num_samples)]
+    return plan.records(epoch, 0, plan.num_samples).tolist()
 
 
 def step_records(epoch_plan, step, *, batch_size, accumulate, world_size):
@@ -64,7 +64,7 @@ def test_a_step_is_the_same_set_for_every_number_of_processes(num_samples):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_nothing_is_dropped_or_repeated_at_the_tail(world_size):
     plan = EpochPlan(BLOCKS)
-    steps = StepPlan(plan, 4, 2, 0, world_size).steps_per_epoch
+    steps = StepPlan(plan, 4, 2, 0, world_size).end(0)
     seen = Counter()
     for step in range(steps, 2 * steps):  # the second epoch
         seen += step_records(plan, step, batch_size=4, accumulate=2, world_size=world_size)
