@@ -165,7 +165,7 @@ def check_same_encoder(features: Path, recorded: dict[str, Any], encoder: DualEn
         ValueError: the identities differ; the model would be fed rows of another space.
     """
     own = encoder.identity()
-    if any(recorded.get(key) != value for key, value in own.items()):
+    if any(recorded.get(key) != own.get(key) for key in own | recorded):
         raise ValueError(
             f"{features} was made by another encoder, {recorded}, than the model's, {own}; "
             "embed again with the model's encoder, or take the model of these features"

@@ -6,8 +6,12 @@ Place in the pipeline: records -> encoder -> **feature shards**.
 k = r mod (number of ranks) that are missing, so devices and nodes share nothing but the directory,
 and a run that is started again continues at the first shard that is not there.
 
+The host waits for nothing inside the loop: rows come back from an accelerator while the next batch
+is encoded, and are stored after it was begun.
+
 A feature that no direction can be read from (not finite, or zero) rejects its record: no row of
-zeros is ever stored.
+zeros is ever stored. Rows of whole pictures and texts have unit norm; rows of patches keep the norm
+that the layer gave them, as LLaVA's connector reads them.
 """
 
 import logging
@@ -19,6 +23,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -26,11 +31,13 @@ from tqdm.auto import tqdm
 
 from revision.captions import Controls
 from revision.encoders.base import DualEncoder, Side
+from revision.encoders.patches import is_patches
 from revision.encoders.plan import Plan, Selector, Source
-from revision.encoders.work import Batch, EmbeddingDataset, quiet_worker
+from revision.encoders.work import Batch, Call, EmbeddingDataset, encoder_call, quiet_worker
 from revision.records import Record, Rejection
 from revision.shards import (
     GRID_ROWS,
+    Header,
     ShardWriter,
     check_rows,
     read_header,
@@ -49,6 +56,8 @@ def embed_records(
     modality: str = "both",
     format: str = "auto",
     batch_size: int = 64,
+    text_tokens: int = 16_384,
+    compile: bool = False,
     rows_per_shard: int = 65_536,
     dtype: str = "float16",
     num_workers: int = 2,
@@ -84,7 +93,14 @@ def embed_records(
     ]
     _record(plans)
     if any(plan.missing() for plan in plans):
-        module = EmbeddingModule(encoder, plans, batch_size=batch_size, num_workers=num_workers)
+        module = EmbeddingModule(
+            encoder,
+            plans,
+            batch_size=batch_size,
+            text_tokens=text_tokens,
+            num_workers=num_workers,
+            compile=compile,
+        )
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         leave_process_group_at_exit()
@@ -107,20 +123,41 @@ class EmbeddingModule(L.LightningModule):
     """The encoder inside Lightning's predict loop; one loader per feature set."""
 
     def __init__(
-        self, encoder: DualEncoder, plans: Sequence[Plan], *, batch_size: int, num_workers: int
+        self,
+        encoder: DualEncoder,
+        plans: Sequence[Plan],
+        *,
+        batch_size: int,
+        text_tokens: int,
+        num_workers: int,
+        compile: bool,
     ) -> None:
         super().__init__()
+        if text_tokens < 1:
+            raise ValueError(f"text_tokens must be at least 1, got {text_tokens}")
         self.encoder = encoder
         self.plans = plans
-        self.batch_size = batch_size
+        self.batch_size, self.text_tokens = batch_size, text_tokens
         self.num_workers = num_workers
+        sides: tuple[Side, Side] = ("image", "text")
+        calls = {side: encoder_call(encoder, side) for side in sides}
+        self.calls: dict[Side, Call] = (
+            {side: torch.compile(call) for side, call in calls.items()} if compile else calls
+        )
 
     def predict_dataloader(self) -> list[DataLoader]:
         return [self._loader(plan) for plan in self.plans]
 
     def _loader(self, plan: Plan) -> DataLoader:
+        dataset = EmbeddingDataset(
+            plan,
+            self.encoder,
+            own_shards(plan, self.trainer),
+            batch_size=self.batch_size,
+            text_tokens=self.text_tokens,
+        )
         return DataLoader(
-            EmbeddingDataset(plan, self.encoder, own_shards(plan, self.trainer), self.batch_size),
+            dataset,
             batch_size=None,
             num_workers=self.num_workers,
             worker_init_fn=quiet_worker,
@@ -129,7 +166,8 @@ class EmbeddingModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, *_: Any) -> Tensor:
         """Rows in the order of the batch's records."""
-        return batch.encode(self.encoder)
+        rows = batch.encode(self.calls[batch.side])
+        return torch.empty(0, self.encoder.feature_dim(batch.side)) if rows is None else rows
 
 
 def own_shards(plan: Plan, trainer: L.Trainer) -> list[int]:
@@ -143,6 +181,7 @@ class WriteShards(L.Callback):
     def __init__(self, plans: Sequence[Plan]) -> None:
         self.plans = {plan.source.side: plan for plan in plans}
         self._open: OpenShard | None = None
+        self._arriving: tuple[Batch, Arrival] | None = None
         self._bar: tqdm | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -165,7 +204,17 @@ class WriteShards(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        rows = outputs.double().cpu().numpy()
+        previous, self._arriving = self._arriving, (batch, Arrival(outputs))
+        self._write(previous)
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(self._arriving)
+        self._arriving = None
+
+    def _write(self, arriving: "tuple[Batch, Arrival] | None") -> None:
+        if arriving is None:
+            return
+        batch, rows = arriving[0], arriving[1].rows()
         if self._open is None:
             self._open = OpenShard(self.plans[batch.side], batch.shard, rows.shape[1])
         self._open.add(batch, rows)
@@ -191,11 +240,31 @@ class WriteShards(L.Callback):
             self._bar.close()
 
 
+class Arrival:
+    """Rows on their way from the device; `rows` waits for them, and nothing before it does."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        if rows.is_cuda:
+            host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            rows = host.copy_(rows, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        self._rows = rows
+
+    def rows(self) -> np.ndarray:
+        """In float64."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._rows.double().cpu().numpy()
+
+
 class OpenShard:
     """A shard being written. Rows wait until a block is full, then they are stored."""
 
     def __init__(self, plan: Plan, index: int, dim: int) -> None:
         self.dtype, self.dim = plan.dtype, dim
+        self.keeps_norms = is_patches(plan.fingerprint["encoder"])
         self.address = plan.shard_path(index)
         self._stack = ExitStack()
         self._writer = self._stack.enter_context(
@@ -212,6 +281,8 @@ class OpenShard:
         """Append a batch; `rows` are float64 and get their final norm here, before the cast."""
         for rejection in batch.rejected:
             self._writer.reject(rejection)
+        if batch.num_truncated is not None:
+            self._writer.num_truncated = (self._writer.num_truncated or 0) + batch.num_truncated
         bad = check_rows(rows, dim=self.dim, address=str(self.address))
         first = 0
         for record, count in zip(batch.records, batch.counts, strict=True):
@@ -222,7 +293,10 @@ class OpenShard:
                 continue
             self._records.append(record)
             self._counts.append(count)
-            self._rows.append(rows[own] / np.linalg.norm(rows[own], axis=1, keepdims=True))
+            norms = np.linalg.norm(rows[own], axis=1, keepdims=True)
+            self._rows.append(rows[own] if self.keeps_norms else rows[own] / norms)
+            if self.keeps_norms and sum(self._counts) >= GRID_ROWS:  # a batch may fill many blocks
+                self._flush()
         if sum(self._counts) >= GRID_ROWS or len(self._records) >= GRID_ROWS:
             self._flush()
 
@@ -267,7 +341,19 @@ def _complete(plans: Sequence[Plan]) -> None:
             f"{plan.directory}: {header.num_rows} {plan.source.side} rows of width {header.dim} "
             f"({header.dtype}) from {header.num_records} records; {header.num_rejected} rejected"
             + (f", see {plan.directory / 'quarantine.jsonl'}" if header.num_rejected else "")
+            + _truncated(header)
         )
+
+
+def _truncated(header: Header) -> str:
+    count = sum(shard.num_truncated or 0 for shard in header.shards)
+    return f"; {count} texts were longer than the encoder reads and were cut" if count else ""
+
+
+def _entries_per_shard(rows_per_shard: int, encoder: DualEncoder, side: Side) -> int:
+    if side == "text" or encoder.rows_per_image == 1:
+        return rows_per_shard
+    return max(1, rows_per_shard // encoder.rows_per_image)
 
 
 def _sides(modality: str) -> list[Side]:

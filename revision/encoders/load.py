@@ -5,12 +5,14 @@ What a directory holds is decided by `model_type` in its `config.json`, never by
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from revision.encoders.base import DualEncoder, read_identity
 from revision.encoders.composed import COMPOSED, TOWERS, load_composed
 from revision.encoders.hf import load_hugging_face
 from revision.encoders.llm2clip import LLM2CLIP, load_saved_llm2clip
 from revision.encoders.llm2clip_checkpoint import ARCHITECTURE
+from revision.encoders.patches import PATCHES, POOLED, PatchEncoder, is_patches
 from revision.encoders.pixels import Decode
 
 
@@ -20,23 +22,51 @@ def load_encoder(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: str | None = None,
-    decode: Decode = "exact",
+    decode: Decode | None = None,
+    pooling: Literal["pooled", "patches"] | None = None,
+    layer: int | None = None,
 ) -> DualEncoder:
     """Load an encoder, frozen and in evaluation mode.
 
     `path` is a directory (one of ours, or in the hub's layout) or a hub id; `revision` is the
     branch, tag or commit on the hub. `trust_remote_code` runs Python that comes with the model.
-    `dtype` changes the features a little, so it is part of the identity; None is that in which
-    the encoder was used when it was saved here, else float32. `decode` is exact, or fast: larger
-    JPEGs are read at a fraction of their size, and the features differ a little too.
+    `dtype` changes the features a little, so it is part of the identity. `decode` is exact, or
+    fast: larger JPEGs are read at a fraction of their size, and the features differ a little too.
+    `pooling` is pooled, one row a picture, or patches: those of hidden state `layer` of the vision
+    tower. None is what the encoder was used with when it was saved here, else float32, exact,
+    pooled and -2.
 
     Raises:
-        ValueError: nothing is there, the hub cannot be reached, or the model is no dual encoder.
+        ValueError: nothing is there, the hub cannot be reached, the model is no dual encoder, or
+            its tower gives no patches.
     """
+    recorded = read_identity(Path(path)) if Path(path).is_dir() else {}
+    whole = _load(
+        path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype or recorded.get("dtype"),
+        decode=decode or recorded.get("decode", "exact"),
+    )
+    pooling = pooling or (PATCHES if is_patches(recorded) else POOLED)
+    if pooling == POOLED:
+        return whole
+    if pooling != PATCHES:
+        raise ValueError(f"encoder.pooling is pooled or patches, got {pooling!r}")
+    return PatchEncoder(whole, layer=recorded.get("layer", -2) if layer is None else layer)
+
+
+def _load(
+    path: str | Path,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    dtype: str | None,
+    decode: Decode,
+) -> DualEncoder:
     directory = Path(path)
     if directory.is_dir():
         model_type = _model_type(directory)
-        dtype = dtype or read_identity(directory).get("dtype")
         if model_type in (COMPOSED, TOWERS):
             return load_composed(directory, dtype=dtype or "float32", decode=decode)
         if model_type == LLM2CLIP:

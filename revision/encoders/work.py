@@ -10,14 +10,16 @@ Worker w of W decodes the batches b = w mod W, and the loader takes from the wor
 which restores the order. Every worker streams through all records (cheap beside decoding
 pictures) and holds one batch at a time.
 
-A record with several pictures gives several rows; if one of them cannot be used, the whole record
-is rejected, because its conversation would no longer match its rows.
+A record with several pictures gives the rows of them all; if one of them cannot be used, the whole
+record is rejected, because its conversation would no longer match its rows.
+
+Texts come in groups of 2,048: tokenised once, sorted by length and cut by a budget of tokens.
 
 Letters: R `rows_per_shard`, the number of stream entries in a shard.
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,9 +29,19 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from revision.encoders.base import DualEncoder, Side
 from revision.encoders.plan import Entry, Plan
-from revision.records import Record, Rejection, load_image
+from revision.encoders.text_batches import token_batches
+from revision.records import Record, Rejection
 
-_TEXT_BATCHES = 16  # batches of the encoder in one of the loader: room to sort texts by length
+_TEXT_GROUP = 2048  # 4 batches of 16,384 tokens of 32-token captions; 1 % padding where they vary
+
+Call = Callable[[Any], Tensor]
+
+
+def encoder_call(encoder: DualEncoder, side: Side) -> Call:
+    """What gives the rows of one of the `inputs` of a batch."""
+    if side == "text":
+        return encoder.encode_texts
+    return lambda pixels: encoder.visual(pixels).flatten(0, 1)
 
 
 @dataclass
@@ -37,7 +49,8 @@ class Batch:
     """Entries of one shard, ready for the encoder. `counts[i]` rows belong to `records[i]`.
 
     `inputs` holds what the encoder is called with, one call after the other; row i of their joint
-    output belongs to place `order[i]`.
+    output belongs to place `order[i]`, in order where that is None. `num_truncated` texts were cut
+    (None: nobody counted).
     """
 
     side: Side
@@ -48,17 +61,17 @@ class Batch:
     counts: list[int] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     inputs: list[Any] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)
+    order: Tensor | None = None
+    num_truncated: int | None = None
 
-    def encode(self, encoder: DualEncoder) -> Tensor:
-        """Rows in the order of the records."""
+    def encode(self, call: Call) -> Tensor | None:
+        """Rows in the order of the records; None where there are none."""
         if not self.inputs:
-            return torch.empty(0, encoder.feature_dim(self.side))
-        call = encoder.encode_images if self.side == "image" else encoder.encode_texts
+            return None
         rows = torch.cat([call(inputs) for inputs in self.inputs])
-        restored = torch.empty_like(rows)
-        restored[self.order] = rows
-        return restored
+        if self.order is None:
+            return rows
+        return torch.empty_like(rows).index_copy_(0, self.order, rows)
 
     def to(self, device: torch.device) -> "Batch":
         """The name by which Lightning moves a batch."""
@@ -74,19 +87,27 @@ class Batch:
             else move(inputs)
             for inputs in self.inputs
         ]
-        return replace(self, inputs=moved)
+        order = None if self.order is None else move(self.order)
+        return replace(self, inputs=moved, order=order)
 
 
 class EmbeddingDataset(IterableDataset):
     """The batches of `shards` (of one rank), decoded by the worker that iterates."""
 
     def __init__(
-        self, plan: Plan, encoder: DualEncoder, shards: Collection[int], batch_size: int
+        self,
+        plan: Plan,
+        encoder: DualEncoder,
+        shards: Collection[int],
+        *,
+        batch_size: int,
+        text_tokens: int,
     ) -> None:
         self.plan = plan
         self.encoder = encoder
         self.shards = set(shards)
         self.batch_size = batch_size
+        self.text_tokens = text_tokens
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -98,7 +119,7 @@ class EmbeddingDataset(IterableDataset):
 
     def _groups(self) -> Iterator[tuple[int, bool, list[Entry]]]:
         """Cut the stream into batches: the shard, whether its end is reached, the entries."""
-        limit = self.batch_size * (1 if self.plan.source.side == "image" else _TEXT_BATCHES)
+        limit = self.batch_size if self.plan.source.side == "image" else _TEXT_GROUP
         final = max(self.shards, default=-1)
         group: list[Entry] = []
         weight = 0
@@ -135,22 +156,24 @@ class EmbeddingDataset(IterableDataset):
         decoded = []
         for source in record.images:
             try:
-                image = load_image(source, image_root=self.plan.source.image_root)
-                decoded.append(self.encoder.image_inputs(image))
+                root = self.plan.source.image_root
+                decoded.append(self.encoder.read_inputs(source, image_root=root))
             except ValueError as error:
                 batch.rejected.append(Rejection(record.id, str(error), _address(source, record)))
                 return
         batch.records.append(_light(record))
-        batch.counts.append(len(decoded))
+        batch.counts.append(len(decoded) * self.encoder.rows_per_image)
         batch.inputs.extend(decoded)
 
     def _tokenize(self, batch: Batch) -> None:
         """Texts of similar length together: less padding, the same rows up to rounding."""
-        texts = [record.text or "" for record in batch.records]
-        batch.order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(texts), self.batch_size):
-            chosen = batch.order[start : start + self.batch_size]
-            batch.inputs.append(self.encoder.text_inputs([texts[i] for i in chosen]))
+        if not batch.records:
+            return
+        tokens = self.encoder.tokenize([record.text or "" for record in batch.records])
+        batch.num_truncated = tokens.num_truncated
+        cut = list(token_batches(tokens.inputs, self.text_tokens))
+        batch.order = torch.cat([chosen for chosen, _ in cut])
+        batch.inputs = [inputs for _, inputs in cut]
 
 
 def _weight(entry: Entry) -> int:
@@ -158,7 +181,6 @@ def _weight(entry: Entry) -> int:
 
 
 def _stack(batch: Batch) -> None:
-    batch.order = list(range(len(batch.inputs)))
     batch.inputs = [torch.stack(batch.inputs)] if batch.inputs else []
 
 

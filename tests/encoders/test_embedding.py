@@ -13,7 +13,7 @@ from PIL import Image
 from revision.encoders.embedding import OpenShard, embed_records
 from revision.encoders.load import load_encoder
 from revision.encoders.plan import Plan, Source
-from revision.encoders.work import EmbeddingDataset
+from revision.encoders.work import EmbeddingDataset, encoder_call
 from revision.records import load_image
 from revision.shards import ShardReader, verify
 from tests.tiny_encoders import WORDS, save_clip
@@ -201,7 +201,7 @@ def test_a_shard_of_nothing_but_bad_entries_is_still_a_shard(encoder, input, tmp
 
 def test_unusable_features_are_rejected_not_stored(encoder, input, tmp_path, monkeypatch):
     def broken(self, batch, *_):
-        rows = batch.encode(encoder)
+        rows = batch.encode(encoder_call(encoder, batch.side))
         rows[1] = 0 if batch.shard else float("nan")
         return rows
 
@@ -219,7 +219,7 @@ def test_the_norm_is_set_once_more_before_the_rows_are_stored(
     """An encoder in low precision, or one of a user's own, may return rows that are not unit."""
     monkeypatch.setattr(
         "revision.encoders.embedding.EmbeddingModule.predict_step",
-        lambda self, batch, *_: batch.encode(encoder) * 1.01,
+        lambda self, batch, *_: batch.encode(encoder_call(encoder, batch.side)) * 1.01,
     )
     sets = embed(encoder, input, tmp_path / "out", dtype="float32")
     rows, _ = rows_and_records(sets["image"])
@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_shard(encoder, input, tmp_
 def test_batches_cover_each_shard_once_in_order(encoder, input, tmp_path):
     source = Source(str(input), "image", input.parent / "pictures")
     plan = Plan.make(source, tmp_path, encoder={}, dtype="float16", rows_per_shard=4)
-    batches = list(EmbeddingDataset(plan, encoder, [0, 2], batch_size=3))
+    batches = list(EmbeddingDataset(plan, encoder, [0, 2], batch_size=3, text_tokens=64))
     assert [(b.shard, b.is_last, len(b.records)) for b in batches] == [
         (0, False, 3),
         (0, True, 1),
