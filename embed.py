@@ -45,6 +45,8 @@ def _embed(cfg: DictConfig) -> None:
         modality=cfg.modality,
         format=cfg.format,
         batch_size=cfg.batch_size,
+        text_tokens=cfg.text_tokens,
+        compile=cfg.compile,
         rows_per_shard=cfg.rows_per_shard,
         dtype=cfg.dtype,
         num_workers=cfg.num_workers,
