@@ -53,7 +53,9 @@ class Job(Protocol):
 
 def data_plan(cfg: Any) -> dict[str, Any]:
     """What the stage decides about the order and size of its steps."""
-    keys = ("batch_size", "accumulate", "epochs", "max_steps")
+    keys = ["batch_size", "accumulate", "epochs", "max_steps"]
+    if "max_tokens" in cfg.stage:  # pairs of rows have no tokens
+        keys.append("max_tokens")
     return {key: cfg.stage[key] for key in keys} | {"seed": cfg.seed}
 
 
