@@ -21,10 +21,12 @@ from collections.abc import Iterator
 from revision.captions.words import count_words, cut_words
 
 _END = re.compile(
-    r"(?P<mark>[.!?\u2026]+)(?P<close>[\"'\u201d\u2019\u00bb)\]]*)(?=\s|$)"
+    r"(?<![.!?\u2026])(?P<mark>[.!?\u2026]+)(?P<close>[\"'\u201d\u2019\u00bb)\]]*)(?=\s|$)"
     r"|(?P<wide>[\u3002\uff01\uff1f\uff61]+[\u201d\u2019\u300d\u300f\uff09]*)"
     r"|(?P<paragraph>\n[ \t\r]*(?=\n))"
 )
+_VISIBLE = re.compile(r"\S")
+_NEAR = 40  # characters: slices of a caption of megabytes at every dot would be quadratic
 _LAST_WORD = re.compile(r"[^\s(\[\"'\u201c\u2018]*$")
 _TITLES = frozenset("mr mrs ms dr prof st mt gen capt col sgt lt rev hon sen gov vs".split())
 _BEFORE_NUMBERS = frozenset("no nos nr fig figs vol p pp ch sec art c ca approx ed".split())
@@ -39,9 +41,10 @@ def sentence_ends(text: str) -> Iterator[int]:
     """The offset behind each sentence; the last one is the end of the text that is not blank."""
     last, full = 0, len(text.rstrip())
     for match in _END.finditer(text, 0, full):
-        if match.end() < full and text[last : match.end()].strip() and _ends(text, last, match):
-            yield match.end()
-            last = match.end()
+        end = match.end()
+        if end < full and _VISIBLE.search(text, last, end) and _ends(text, last, match):
+            yield end
+            last = end
     if full > last:
         yield full
 
@@ -49,16 +52,19 @@ def sentence_ends(text: str) -> Iterator[int]:
 def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     if match["wide"] or match["paragraph"]:
         return True
-    following = text[match.end() : match.end() + 40].split(None, 1)[0]
+    visible = _VISIBLE.search(text, match.end())
+    assert visible is not None  # the last end is not asked about
+    following = text[visible.start() : visible.start() + _NEAR].split(None, 1)[0]
     mark = match["mark"]
     if (match["close"] or mark in ("...", "\u2026")) and following[:1].islower():
         return False
-    return mark != "." or _dot_ends(text[start : match.start("mark")], following)
+    before = text[max(start, match.start() - _NEAR) : match.start()]
+    return mark != "." or _dot_ends(before, following)
 
 
 def _dot_ends(before: str, following: str) -> bool:
-    """Whether a sentence that reads `before` is over at a single dot."""
-    found = _LAST_WORD.search(before[-40:])
+    """Whether a sentence that ends in `before` is over at a single dot."""
+    found = _LAST_WORD.search(before)
     word = found.group() if found else ""
     if word.lower() in _TITLES or (len(word) == 1 and word.isupper() and word != "I"):
         return False
@@ -89,10 +95,10 @@ def cut_caption(
     """
     if max_sentences is None:
         return text if max_words is None else cut_words(text, max_words)
-    end = 0
+    end = num_words = 0
     for number, candidate in enumerate(sentence_ends(text)):
-        fits = max_words is None or count_words(text[:candidate]) <= max_words
-        if number == max_sentences or not fits:
+        num_words += count_words(text[end:candidate])
+        if number == max_sentences or (max_words is not None and num_words > max_words):
             break
         end = candidate
     else:
@@ -100,4 +106,4 @@ def cut_caption(
     if end == 0:  # the first sentence alone does not fit
         assert max_words is not None
         return cut_words(text, max_words)
-    return text[:end].strip()
+    return text[:end].rstrip()

@@ -40,6 +40,7 @@ def cut_words(text: str, max_words: int) -> str:
     end = 0
     for number, word in enumerate(_WORD.finditer(text)):
         if number == max_words:
-            return text[:end].rstrip(_JOINING)
+            cut = text[:end]
+            return cut.rstrip(_JOINING) or cut  # a comma alone is a word, and better than nothing
         end = word.end()
     return text
