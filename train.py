@@ -25,7 +25,8 @@ from revision.training.leftovers import finish, remove_unfinished
 
 NEUTRAL = tuple(  # may differ between a run and its continuation
     "name run_root group logger progress log_every num_answers accelerator devices num_nodes "
-    "checkpoint_steps checkpoint_minutes data.num_workers data.index_root".split()
+    "checkpoint_steps checkpoint_minutes data.num_workers data.index_root data.tokens "
+    "data.token_root".split()
 )
 INPUTS = (
     *("data.shards", "data.input", "data.val_shards", "data.val_input", "data.alignment"),
@@ -66,7 +67,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
     from revision.training.run import RunSettings, fit, make_trainer, say
     from revision.training.trainable import describe_trainable
 
-    digests = input_digests({key: OmegaConf.select(cfg, key) for key in INPUTS})
+    digests = input_digests({key: OmegaConf.select(cfg, key) for key in (*INPUTS, *_mixed(cfg))})
     L.seed_everything(cfg.seed, verbose=False)
     job = make_job(cfg, build)
     optimizer = OptimizerSettings(**cfg.stage.optimizer)
@@ -103,6 +104,12 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
         finish(run_dir, cfg.stage.result)
         close(trainer.loggers)
         say(f"{run_dir} is done: {result}")
+
+
+def _mixed(cfg: DictConfig) -> list[str]:
+    """The keys of the inputs in `data.mixture`."""
+    parts = range(len(cfg.data.get("mixture") or ()))
+    return [f"data.mixture[{part}].{key}" for part in parts for key in ("shards", "input")]
 
 
 main = entry(run, "train")

@@ -13,8 +13,8 @@ from revision.alignment.base import AlignmentMap
 from revision.alignment.methods import method_names
 from revision.alignment.noise import Disturbed, Noise
 from revision.alignment.storage import alignment_digest, load_alignment, read_card, unfitted
-from revision.data.sources import RowMap
-from revision.shards import read_header
+from revision.data.shard_source import RowMap
+from revision.shards import Header, read_header
 from revision.training.jobs import check_identity
 
 MAP_NAME = "alignment"
@@ -32,33 +32,56 @@ def load_row_map(cfg: Any, noise: Noise | None) -> RowMap | None:
     return Disturbed(noise)
 
 
+def training_sets(cfg: Any) -> list[Path]:
+    """The feature sets of the training data: `data.shards`, or those of `data.mixture`."""
+    parts = [cfg.data] if cfg.data.mixture is None else cfg.data.mixture
+    return [Path(part["shards"]) for part in parts if part.get("shards")]
+
+
+def _headers(cfg: Any) -> dict[Path, Header]:
+    return {path: read_header(path) for path in training_sets(cfg)}
+
+
+def _text_sets(cfg: Any) -> dict[Path, Header]:
+    return {path: header for path, header in _headers(cfg).items() if header.kind == "text"}
+
+
 def _check_takes_noise(cfg: Any) -> None:
-    header = read_header(Path(cfg.data.shards)) if cfg.data.shards else None
-    if header is None or header.kind != "text":
+    texts = _text_sets(cfg)
+    if not texts:
         raise ValueError(
-            f"noise= disturbs features of texts, but data.shards={cfg.data.shards} holds none; "
+            f"noise= disturbs features of texts, but {_named(cfg)} holds none; "
             "pictures stay as they are: leave noise out, or give text shards"
         )
-    if header.alignment is not None and _made_by(header.alignment, "is_random"):
-        raise ValueError(
-            f"the rows of data.shards={cfg.data.shards} have noise in them already (alignment "
-            f"{header.alignment['name']}); leave noise= out, or give shards without"
-        )
+    for path, header in texts.items():
+        if header.alignment is not None and _made_by(header.alignment, "is_random"):
+            raise ValueError(
+                f"the rows of data.shards={path} have noise in them already (alignment "
+                f"{header.alignment['name']}); leave noise= out, or give shards without"
+            )
+
+
+def _named(cfg: Any) -> str:
+    if cfg.data.mixture is None:
+        return f"data.shards={cfg.data.shards}"
+    return f"data.mixture with {', '.join(map(str, training_sets(cfg))) or 'no shards'}"
 
 
 def _alignment(cfg: Any) -> AlignmentMap | None:
     """The map of `data.alignment`, for raw text shards."""
     if not cfg.data.alignment:
         return None
-    header = read_header(Path(cfg.data.shards)) if cfg.data.shards else None
-    if header is None or header.alignment is not None or header.kind != "text":
+    texts = _text_sets(cfg)
+    if not texts or any(header.alignment is not None for header in texts.values()):
         raise ValueError(
-            "data.alignment maps the rows of raw text shards, but data.shards="
-            f"{cfg.data.shards} is none or aligned already; give one of the two"
+            f"data.alignment maps the rows of raw text shards, but {_named(cfg)} is none or "
+            "aligned already; give one of the two"
         )
     fitted_on = read_card(Path(cfg.data.alignment))["provenance"].get("source", {})
     if "encoder" in fitted_on:
-        check_identity(cfg.data.alignment, fitted_on["encoder"], header.encoder, "data.shards")
+        for path, header in texts.items():
+            whose = "data.shards" if cfg.data.mixture is None else str(path)
+            check_identity(cfg.data.alignment, fitted_on["encoder"], header.encoder, whose)
     return load_alignment(cfg.data.alignment)
 
 
@@ -76,15 +99,24 @@ def find_alignment(cfg: Any) -> Path | None:
 def _new_alignment_dir(cfg: Any) -> Path | None:
     if cfg.data.alignment:
         return Path(cfg.data.alignment)
-    aligned = read_header(Path(cfg.data.shards)).alignment if cfg.data.shards else None
-    if aligned is None:
-        return None
-    beside = Path(cfg.data.shards).parent / MAP_NAME
+    aligned = {p: header.alignment for p, header in _headers(cfg).items() if header.alignment}
+    if len({identity["sha256"] for identity in aligned.values()}) > 1:
+        raise ValueError(
+            f"the shards {', '.join(map(str, aligned))} of data.mixture were aligned by "
+            "different maps, and a model keeps one; align them alike"
+        )
+    found = [_beside(path, identity) for path, identity in aligned.items()]
+    return next((directory for directory in found if directory), None)
+
+
+def _beside(shards: Path, aligned: Mapping[str, Any]) -> Path | None:
+    """The directory of the map that aligned `shards`, where it lies beside them."""
+    beside = shards.parent / MAP_NAME
     if beside.is_dir() and alignment_digest(load_alignment(beside)) == aligned["sha256"]:
         return beside
     if _made_by(aligned, "changes_images"):
         raise ValueError(
-            f"alignment {aligned['name']} of data.shards={cfg.data.shards} moves images too, and "
+            f"alignment {aligned['name']} of data.shards={shards} moves images too, and "
             f"its map is not in {beside}: the model would be shown pictures where it never saw "
             "any; put the alignment directory that align.py wrote beside the shards"
         )
@@ -95,9 +127,9 @@ def _check_one_frame(cfg: Any, new: Path | None, earlier: Path) -> None:
     """Refuse to go on with a model in a frame of images that is not the one it was trained in."""
     moves = load_image_map(earlier) is not None
     if new is None:
-        if moves and cfg.data.shards and read_header(Path(cfg.data.shards)).kind == "text":
+        if moves and _text_sets(cfg):
             raise ValueError(
-                f"data.shards={cfg.data.shards} holds texts that have not been through {earlier}, "
+                f"{_named(cfg)} holds texts that have not been through {earlier}, "
                 "the map of start_from, which moves images too: texts would stand elsewhere than "
                 f"in the stage before; give data.alignment={earlier} with raw texts"
             )

@@ -24,7 +24,12 @@ from revision.training.jobs import Build, check_encoder, data_plan, with_weights
 from revision.training.launch import uses_gpu
 from revision.training.loggers import log_answers, log_gap
 from revision.training.run import say
-from revision.training.visual_alignment import find_alignment, load_image_map, load_row_map
+from revision.training.visual_alignment import (
+    find_alignment,
+    load_image_map,
+    load_row_map,
+    training_sets,
+)
 
 
 class VisualJob:
@@ -76,6 +81,8 @@ class VisualJob:
         if self.image_map is not None:
             image_map = self.image_map.to(rows.device)
             rows = image_map.forward_images(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+        if batch.visual is not None:  # of a mixture: features of shards stand in front
+            rows = torch.cat([batch.visual, rows])
         return replace(batch, pixels=None, visual=rows)
 
     def lower_frozen(self, dtype: torch.dtype) -> None:
@@ -111,7 +118,7 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
     """
     if cfg.start_from:
         say(f"start_from: llm and projector come from {cfg.start_from}")
-    feature_sets = [Path(path) for path in (cfg.data.shards, cfg.data.val_shards) if path]
+    feature_sets = training_sets(cfg) + [Path(path) for path in (cfg.data.val_shards,) if path]
     make_model = partial(_started if cfg.start_from else _new, cfg, build)
     noise: Noise | None = build(cfg.noise) if cfg.get("noise") else None
     alignment_dir = find_alignment(cfg)
@@ -211,8 +218,8 @@ def _attach(model: LlavaModel, encoder: DualEncoder, cfg: Any) -> None:
 
 
 def _feature_width(cfg: Any, encoder: DualEncoder | None) -> int:
-    if cfg.data.shards:
-        return read_header(Path(cfg.data.shards)).dim
+    for shards in training_sets(cfg):
+        return read_header(shards).dim
     if encoder is None:
         raise ValueError(
             "without data.shards the pictures are embedded on the fly, which needs an encoder; "
