@@ -26,6 +26,7 @@ from revision.alignment.storage import (
     read_card,
     save_alignment,
 )
+from revision.encoders.base import is_patches
 from revision.shards import ShardReader, verify_moments
 
 SIDES = {"source": "text", "target": "image"}
@@ -74,7 +75,7 @@ def read_sets(source_dir: Path, target_dir: Path, *, prefix: str = "") -> Featur
     `prefix` stands before "source" and "target" where the user gave them by other keys.
 
     Raises:
-        ValueError: text and images swapped, aligned already, or of two encoders.
+        ValueError: text and images swapped, aligned already, rows of patches, or of two encoders.
     """
     sets = FeatureSets(ShardReader(source_dir), ShardReader(target_dir))
     for side, kind, reader in (("source", "text", sets[0]), ("target", "image", sets[1])):
@@ -82,6 +83,12 @@ def read_sets(source_dir: Path, target_dir: Path, *, prefix: str = "") -> Featur
             raise ValueError(
                 f"{prefix}{side}={reader.directory} holds {reader.header.kind} features, expected "
                 f"{kind}; text is aligned to images, not the other way round"
+            )
+        if is_patches(reader.header.encoder):
+            raise ValueError(
+                f"{prefix}{side}={reader.directory} holds "
+                f"{reader.header.encoder['rows_per_image']} rows of patches a picture: they lie in "
+                "the vision tower's space, where no text is; embed with encoder.pooling=pooled"
             )
         if reader.header.alignment is not None:
             raise ValueError(

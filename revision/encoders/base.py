@@ -17,6 +17,7 @@ Letters: n pictures or texts in a batch, R rows of a picture, D width of the row
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,11 +26,13 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
 
-from revision.encoders.pixels import Decode
 from revision.files import file_digest, write_bytes
 from revision.records import ImageSource, load_image
 
 Side = Literal["image", "text"]
+Decode = Literal["exact", "fast"]
+POOLED: Literal["pooled"] = "pooled"
+PATCHES: Literal["patches"] = "patches"
 
 IDENTITY = "identity.json"
 _DIGESTED = {".json", ".safetensors", ".bin", ".txt", ".model"}
@@ -170,6 +173,16 @@ def check_same_encoder(features: Path, recorded: dict[str, Any], encoder: DualEn
             f"{features} was made by another encoder, {recorded}, than the model's, {own}; "
             "embed again with the model's encoder, or take the model of these features"
         )
+
+
+def is_patches(identity: Mapping[str, Any]) -> bool:
+    """Whether features of an encoder with this identity are rows of patches."""
+    return identity.get("pooling") == PATCHES
+
+
+def rows_per_image(identity: Mapping[str, Any]) -> int:
+    """Rows of one picture in features of an encoder with this identity."""
+    return int(identity.get("rows_per_image", 1))
 
 
 def directory_digest(directory: Path) -> str:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from revision.encoders.base import (
+    Decode,
     DualEncoder,
     Side,
     Tokens,
@@ -38,7 +39,7 @@ from revision.encoders.base import (
     write_identity,
 )
 from revision.encoders.hf import num_truncated, text_limit
-from revision.encoders.pixels import Decode, bytes_of, check_decode
+from revision.encoders.pixels import bytes_of, check_decode
 from revision.files import write_bytes
 
 COMPOSED = "composed_dual_encoder"

@@ -30,8 +30,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from revision.captions import Controls
-from revision.encoders.base import DualEncoder, Side
-from revision.encoders.patches import is_patches
+from revision.encoders.base import DualEncoder, Side, is_patches
 from revision.encoders.plan import Plan, Selector, Source
 from revision.encoders.work import Batch, Call, EmbeddingDataset, encoder_call, quiet_worker
 from revision.records import Record, Rejection

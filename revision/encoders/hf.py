@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from revision.encoders.base import (
+    Decode,
     DualEncoder,
     Tokens,
     directory_digest,
@@ -32,7 +33,7 @@ from revision.encoders.base import (
     unit_rows,
     write_identity,
 )
-from revision.encoders.pixels import Decode, pixel_path
+from revision.encoders.pixels import pixel_path
 
 PADDED_TO_FULL_LENGTH = ("siglip", "siglip2")
 _LONGEST_CREDIBLE_LENGTH = 1 << 20  # tokenizers without a limit say 1e30

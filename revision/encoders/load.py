@@ -7,13 +7,25 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from revision.encoders.base import DualEncoder, read_identity
+from revision.encoders.base import (
+    PATCHES,
+    POOLED,
+    Decode,
+    DualEncoder,
+    is_patches,
+    read_identity,
+)
 from revision.encoders.composed import COMPOSED, TOWERS, load_composed
 from revision.encoders.hf import load_hugging_face
 from revision.encoders.llm2clip import LLM2CLIP, load_saved_llm2clip
 from revision.encoders.llm2clip_checkpoint import ARCHITECTURE
-from revision.encoders.patches import PATCHES, POOLED, PatchEncoder, is_patches
-from revision.encoders.pixels import Decode
+from revision.encoders.openclip import (
+    OPENCLIP,
+    is_openclip,
+    load_openclip,
+    load_saved_openclip,
+)
+from revision.encoders.patches import PatchEncoder
 
 
 def load_encoder(
@@ -66,7 +78,11 @@ def _load(
 ) -> DualEncoder:
     directory = Path(path)
     if directory.is_dir():
+        if is_openclip(directory):
+            return load_openclip(directory, dtype=dtype or "float32", decode=decode)
         model_type = _model_type(directory)
+        if model_type == OPENCLIP:
+            return load_saved_openclip(directory, dtype=dtype or "float32", decode=decode)
         if model_type in (COMPOSED, TOWERS):
             return load_composed(directory, dtype=dtype or "float32", decode=decode)
         if model_type == LLM2CLIP:

@@ -14,26 +14,18 @@ Departs from TinyLLaVA/TinyLLaVA_Factory, which drops the first position of ever
 Letters: n pictures, R patches, D width of the tower, L its layers.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
-from revision.encoders.base import DualEncoder, write_identity
+from revision.encoders.base import PATCHES, DualEncoder, write_identity
 from revision.encoders.hf import HuggingFaceEncoder
 
-POOLED: Literal["pooled"] = "pooled"
-PATCHES: Literal["patches"] = "patches"
 _TOWERS = ("clip", "siglip")
-
-
-def is_patches(identity: Mapping[str, Any]) -> bool:
-    """Whether features of an encoder with this identity are rows of patches."""
-    return identity.get("pooling") == PATCHES
 
 
 class PatchEncoder(DualEncoder):

@@ -22,7 +22,7 @@ Letters: n pictures, H and W the size of the tower's input.
 import inspect
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.image_processing_backends import PilBackend
 
-Decode = Literal["exact", "fast"]
+from revision.encoders.base import Decode
 
 _BYTES = np.arange(256, dtype=np.float64)
 _REDUCING_GAP = 2.0
@@ -112,13 +112,15 @@ def check_decode(decode: str) -> None:
 def pixel_path(processor: Any, decode: Decode = "exact") -> PixelPath | None:
     """The path that gives the numbers of `processor`, an image processor of `transformers`.
 
-    None for one that does anything else than a path can do; it is then called itself, and the log
-    says why.
+    A path is its own. None for one that does anything else than a path can do; it is then called
+    itself, and the log says why.
 
     Raises:
         ValueError: such a processor and decode="fast": nobody knows what size it needs.
     """
     check_decode(decode)
+    if isinstance(processor, PixelPath):
+        return processor
     reason = _peculiarity(processor)
     if reason is None:
         try:
@@ -153,9 +155,10 @@ def _channels(value: Any) -> list[float]:
 
 def _peculiarity(processor: Any) -> str | None:
     """What `processor` does that a path does not; None if nothing."""
-    if not isinstance(processor, PilBackend):
+    kinds = type(processor).__mro__
+    if PilBackend not in kinds:
         return "it is no Pillow processor of transformers"
-    for kind in type(processor).__mro__[: type(processor).__mro__.index(PilBackend)]:
+    for kind in kinds[: kinds.index(PilBackend)]:
         own = [k for k, v in vars(kind).items() if inspect.isfunction(v) and k != "__init__"]
         if own:
             return f"{kind.__name__} defines {', '.join(own)}"

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from revision.alignment.base import AlignmentMap
-from revision.encoders.base import DualEncoder, check_same_encoder
+from revision.encoders.base import DualEncoder, check_same_encoder, rows_per_image
 from revision.files import file_digest
-from revision.records import Record, Rejection, load_image, read_records
+from revision.records import Record, Rejection, read_records
 from revision.records.formats import input_paths
 from revision.shards import ShardReader
 
@@ -62,10 +62,12 @@ class FeatureSet(HeldOutSet):
     starts: Sequence[int]
 
     def rows(self, picture: int) -> Float[Tensor, "R D"]:
-        """The feature row, pooled: R is 1."""
-        block = bisect_right(self.starts, picture) - 1
-        row = self.reader.features(block)[picture - self.starts[block]]
-        rows = torch.from_numpy(row.astype(np.float32))[None]
+        """The feature rows; pooled, R is 1."""
+        count = rows_per_image(self.reader.header.encoder)
+        block = bisect_right(self.starts, picture * count) - 1
+        first = picture * count - self.starts[block]
+        stored = self.reader.features(block)[first : first + count]
+        rows = torch.from_numpy(stored.astype(np.float32))
         return self._placed(rows) if self.reader.header.kind == "image" else rows
 
 
@@ -86,13 +88,14 @@ class ImageSet(HeldOutSet):
         """
         record, place = self.owners[picture]
         try:
-            image = load_image(record.images[place], image_root=self.image_root)
+            picture_inputs = self.encoder.read_inputs(
+                record.images[place], image_root=self.image_root
+            )
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}") from error
         device = next(self.encoder.parameters()).device
         with torch.no_grad():
-            inputs = self.encoder.image_inputs(image)[None].to(device)
-            rows = self.encoder.encode_images(inputs).reshape(-1, self.encoder.dim).cpu()
+            rows = self.encoder.visual(picture_inputs[None].to(device))[0].cpu()
         return self._placed(rows)
 
 
@@ -140,7 +143,8 @@ def open_heldout(
 def _feature_set(reader: ShardReader, image_map: AlignmentMap | None) -> FeatureSet:
     blocks = range(len(reader.blocks))
     records = [record for block in blocks for record in reader.records(block)]
-    counts = [int(count) for block in blocks for count in reader.row_counts(block)]
+    per_image = rows_per_image(reader.header.encoder)
+    counts = [int(count) // per_image for block in blocks for count in reader.row_counts(block)]
     starts = np.cumsum([0, *(ref.rows for ref in reader.blocks)])[:-1].tolist()
     lines = (reader.directory / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
     rejected = [Rejection(**json.loads(line)) for line in lines]
