@@ -49,10 +49,11 @@ def chats(tmp_path) -> Path:
 def test_everything_is_counted_once(chats):
     found = inspect_records(chats, image_root=chats.parent)
     counts = found["counts"]
-    expected = {"entries": 8, "records": 4, "refused": 4, "duplicate_ids": 1, "images": 3}
-    expected |= {"texts": 2, "conversations": 4, "turns_user": 4, "turns_assistant": 4}
-    expected |= {"marks": 4, "marks_filled_by_texts": 1, "marks_unlike_images": 2}
-    expected |= {"records_with_one_image": 1, "records_with_several_images": 1}
+    expected = {"entries": 8, "records": 5, "refused": 3, "duplicate_ids": 1, "images": 4}
+    expected |= {"numbered_ids": 1}
+    expected |= {"texts": 2, "conversations": 5, "turns_user": 5, "turns_assistant": 5}
+    expected |= {"marks": 5, "marks_filled_by_texts": 1, "marks_unlike_images": 2}
+    expected |= {"records_with_one_image": 2, "records_with_several_images": 1}
     expected |= {"conversations_without_images": 1, "texts_with_marks": 1}
     assert {name: counts[name] for name in expected} == expected
     assert found["metadata"] == {"source": 2}  # a field that is empty is not there
@@ -68,14 +69,14 @@ def test_refusals_of_one_kind_stand_together_with_their_first_addresses(chats):
         "chat.json:entry 4",
         "chat.json:entry 5",
     ]
-    assert [kind["count"] for _, kind in others] == [1, 1]
+    assert [kind["count"] for _, kind in others] == [1]
     assert reason_kind("a turn comes from 'bob' 12") == "a turn comes from '...' N"
 
 
 def test_pictures_that_cannot_be_opened_are_named(chats):
     pictures = inspect_records(chats, image_root=chats.parent)["pictures"]
-    assert (pictures["num_sampled"], pictures["num_broken"]) == (3, 1)
-    assert pictures["modes"] == {"L": 2}
+    assert (pictures["num_sampled"], pictures["num_broken"]) == (4, 1)
+    assert pictures["modes"] == {"L": 3}
     assert pictures["width"]["0.5"] == 6
     assert pictures["broken"][0]["problem"].startswith("1.png: unreadable image")
 
@@ -129,7 +130,11 @@ def test_the_script_prints_and_writes_what_was_found(chats, tmp_path, capsys):
     found = load_script().run(compose("inspect_data", overrides))
     assert json.loads((out / "inspect.json").read_text()) == found
     text = capsys.readouterr().out
-    for part in ("conversations (detected)", "8 entries: 4 records, 4 refused", "50.0%  source"):
+    for part in (
+        "conversations (detected), 1 file",
+        "8 entries: 5 records, 3 refused",
+        "40.0%  source",
+    ):
         assert part in text
     assert "2 refused: other numbers of marks and images" in text
 

@@ -27,8 +27,9 @@ import numpy as np
 
 from revision.files import locked
 from revision.progress import track
-from revision.records import Record, Rejection, input_paths, json_line, read_records
-from revision.records.image import check_header, image_file, is_member
+from revision.records import Record, Rejection, input_files, json_line, read_records
+from revision.records.image import check_header
+from revision.records.image_source import image_file, is_member
 
 QUARANTINE = "quarantine.jsonl"
 _VERSION = 3
@@ -175,7 +176,6 @@ def _publish(temporary: Path, directory: Path) -> None:
 
 
 def _fingerprint(input: Path, image_root: Path | None) -> str:
-    files = [(str(path.resolve()), path.stat()) for path in map(Path, input_paths(input))]
-    facts: list[Any] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
+    facts: list[Any] = [file.stamp() for file in input_files(input)]
     facts += [_VERSION, str(image_root.resolve()) if image_root else None]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]

@@ -18,12 +18,12 @@ from typing import Any
 
 from revision.captions import Controls, Selection, select
 from revision.encoders.base import Side
-from revision.files import file_digest, write_bytes
+from revision.files import write_bytes
 from revision.progress import track
 from revision.records import Record, Rejection, read_records
-from revision.records.formats import input_paths
+from revision.records.formats import chosen_format
+from revision.records.inputs import input_files
 from revision.records.read import Side as RecordSide
-from revision.records.read import chosen_format
 from revision.shards import DTYPES, Header, shard_name, write_header
 
 PLAN_NAME = "plan.json"
@@ -51,11 +51,12 @@ class Source:
         return entries if self.selection is None else self.selection.apply(entries)
 
     def digest(self) -> str:
-        """SHA-256 of the input's files; not of the pictures that a JSON file points to."""
-        files = input_paths(self.path, self.format)
-        digests = [file_digest(file) for file in files]
+        """SHA-256 of the input's files, or of what identifies their version where they are remote;
+        not of the pictures that a JSON file points to."""
+        files = input_files(self.path, self.format)
+        digests = [file.digest() for file in files]
         if chosen_format(self.path, self.format) == "folder":  # there names are the ids
-            digests += [file.relative_to(self.path).as_posix() for file in files]
+            digests += [Path(file.address).relative_to(self.path).as_posix() for file in files]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 

@@ -24,7 +24,7 @@ from revision.alignment.base import AlignmentMap
 from revision.encoders.base import DualEncoder, check_same_encoder, rows_per_image
 from revision.files import file_digest
 from revision.records import Record, Rejection, read_records
-from revision.records.formats import input_paths
+from revision.records.inputs import input_files
 from revision.shards import ShardReader
 
 Visual = Literal["real", "zero", "shuffled"]
@@ -170,8 +170,10 @@ def input_digest(path: Path) -> str:
     Raises ValueError when there is nothing at `path`.
     """
     header = path / "header.json"
-    files = [header] if header.is_file() else input_paths(path)
-    digests = [file_digest(file) for file in files]
+    if header.is_file():
+        digests = [file_digest(header)]
+    else:
+        digests = [file.digest() for file in input_files(path)]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 

@@ -5,8 +5,9 @@ of an input and hands back every entry that it refuses as a `Rejection`, so that
 and nothing is silent. `load_image` turns an image source into RGB pixels.
 """
 
-from revision.records.formats import Format, detect_format, input_paths
+from revision.records.formats import Format, described_input, detect_format
 from revision.records.image import load_image
+from revision.records.inputs import InputFile, Inputs, input_files, input_text
 from revision.records.read import SeenIds, Side, read_records
 from revision.records.record import (
     IMAGE_MARK,
@@ -22,14 +23,18 @@ __all__ = [
     "IMAGE_MARK",
     "Format",
     "ImageSource",
+    "InputFile",
+    "Inputs",
     "Record",
     "Rejection",
     "Role",
     "SeenIds",
     "Side",
     "Turn",
+    "described_input",
     "detect_format",
-    "input_paths",
+    "input_files",
+    "input_text",
     "json_line",
     "load_image",
     "read_records",

@@ -27,7 +27,7 @@ def folder_files(directory: Path) -> Iterator[Path]:
             yield path
 
 
-def folder_entries(directory: Path, image_root: Path | None = None) -> Iterator[Entry]:
+def folder_entries(directory: Path, image_root: Path | str | None = None) -> Iterator[Entry]:
     """One entry per file; images as paths that `load_image` finds from `image_root`.
 
     Raises:
@@ -93,11 +93,11 @@ def _entry(path: Path, relative: Path, prefix: Path, root: Path, address: str) -
     return Entry(address, fields, problem=problem)
 
 
-def _prefix(directory: Path, image_root: Path | None) -> Path:
+def _prefix(directory: Path, image_root: Path | str | None) -> Path:
     """Where the pictures' paths start, so that `load_image` finds them from `image_root`."""
     if image_root is None:
         return directory
-    inner, outer = directory.resolve(), image_root.resolve()
+    inner, outer = directory.resolve(), Path(image_root).resolve()
     if not inner.is_relative_to(outer):
         raise ValueError(
             f"{directory}: lies outside image_root={image_root}, from where its pictures would "

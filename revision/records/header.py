@@ -1,13 +1,14 @@
 """Size and mode of an image from its header, without decoding a pixel."""
 
 import io
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from revision.records.image import FORMATS, read_source
+from revision.records.image import FORMATS
+from revision.records.image_source import ImageRoot, read_source
 from revision.records.record import ImageSource
+from revision.remote import RemoteError
 
 
 class ImageHeader(NamedTuple):
@@ -19,7 +20,7 @@ class ImageHeader(NamedTuple):
     encoding: str
 
 
-def image_header(source: ImageSource, *, image_root: Path | None = None) -> ImageHeader:
+def image_header(source: ImageSource, *, image_root: ImageRoot = None) -> ImageHeader:
     """The header of `source`, which is found where `load_image` finds it.
 
     Raises:
@@ -32,6 +33,8 @@ def image_header(source: ImageSource, *, image_root: Path | None = None) -> Imag
             return ImageHeader(image.width, image.height, image.mode, str(image.format))
     except FileNotFoundError as error:
         raise ValueError(f"{address}: missing image, no file {error.filename}") from error
+    except RemoteError:
+        raise
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error ...
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{address}: unreadable image ({reason})") from error

@@ -4,22 +4,21 @@ The format is told from the content, never from the suffix. Of an animation (GIF
 first frame is taken. An orientation in the EXIF data is applied, transparency lies on white, and
 16-bit grey is scaled to 8 bits.
 
-With an image root nothing outside it is read: a path that leaves it, by `..`, by being absolute or
-through a symbolic link, is refused before it is opened. Without one, paths are taken as they stand,
-from the working directory, as paths on a command line are: give a root for data of strangers.
+Where pictures lie, and which may be opened, is said in `revision.records.image_source`.
 
 Departs from haotian-liu/LLaVA, which ignores the orientation (`Image.open(...).convert("RGB")`).
 """
 
 import io
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from revision.records.image_source import ImageRoot, OutsideRoot, read_source
 from revision.records.record import ImageSource
+from revision.remote import RemoteError
 
 # Not every format that Pillow knows: some start other programs (EPS) or mean no picture.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
@@ -27,11 +26,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 Needed = Callable[[int, int], tuple[int, int]]
 """Of the width and height of a picture those that will be used of it."""
 
-_TAR_ADDRESS = re.compile(r"(?P<tar>.*\.tar)#(?P<member>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.S)
-
 
 def load_image(
-    source: ImageSource, *, image_root: Path | None = None, needed: Needed | None = None
+    source: ImageSource, *, image_root: ImageRoot = None, needed: Needed | None = None
 ) -> Image.Image:
     """Decode to RGB.
 
@@ -41,6 +38,7 @@ def load_image(
     Raises:
         ValueError: missing, outside `image_root`, unreadable, truncated or with more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS`; with the address.
+        RemoteError: its server does not answer, which is no fault of the picture.
     """
     address = f"{len(source)} bytes" if isinstance(source, bytes) else source
     try:
@@ -48,7 +46,7 @@ def load_image(
         return _decode(content, needed)
     except FileNotFoundError as error:
         raise ValueError(f"{address}: missing image, no file {error.filename}") from error
-    except _OutsideRoot:
+    except (OutsideRoot, RemoteError):
         raise
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error ...
         raise ValueError(
@@ -56,62 +54,10 @@ def load_image(
         ) from error
 
 
-class _OutsideRoot(ValueError):
-    pass
-
-
-def is_member(address: str) -> bool:
-    """Whether this is the address of a tar member, `<tar>#<member>@<offset>+<size>`."""
-    return _TAR_ADDRESS.fullmatch(address) is not None
-
-
 def check_header(path: Path) -> None:
     """Raise what a decoder raises where the header alone shows that a file cannot be read."""
     with Image.open(path, formats=FORMATS) as image:
         _check_pixels(image)
-
-
-def image_file(source: str, image_root: Path | None) -> Path:
-    """The file that holds `source`: itself, or the tar of a member's address.
-
-    Raises:
-        ValueError: the file lies outside `image_root`, which would read what nobody gave out.
-    """
-    match = _TAR_ADDRESS.fullmatch(source)
-    path = (image_root or Path()) / (match["tar"] if match else source)
-    if image_root is None:
-        return path
-    resolved, root = path.resolve(), image_root.resolve()
-    if not resolved.is_relative_to(root):
-        raise _OutsideRoot(
-            f"{source}: refused, it leads to {resolved}, outside the image root {root}; move the "
-            "file there, or set image_root to a directory that holds all images"
-        )
-    return resolved
-
-
-def read_source(source: str, image_root: Path | None) -> bytes:
-    """The encoded bytes of a file or of a tar member.
-
-    Raises:
-        ValueError: outside `image_root`, no regular file, or a member that was cut off.
-    """
-    path = image_file(source, image_root)
-    if path.exists() and not path.is_file():  # a pipe or a device would never end
-        raise ValueError("not a file")
-    match = _TAR_ADDRESS.fullmatch(source)
-    if match is None:
-        return path.read_bytes()
-    offset, size = int(match["offset"]), int(match["size"])
-    with path.open("rb") as file:
-        num_bytes = file.seek(0, io.SEEK_END)
-        if offset + size > num_bytes:
-            raise ValueError(
-                f"the member ends at byte {offset + size} of a tar of {num_bytes} bytes; "
-                "it was cut or replaced"
-            )
-        file.seek(offset)
-        return file.read(size)
 
 
 def _decode(content: bytes, needed: Needed | None) -> Image.Image:

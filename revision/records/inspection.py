@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from revision.progress import track
+from revision.records.formats import chosen_format
 from revision.records.header import image_header
-from revision.records.read import chosen_format, read_records
+from revision.records.inputs import Inputs, input_files, shown_input
+from revision.records.read import read_records
 from revision.records.record import IMAGE_MARK, Record, Rejection
 
 MAX_NAMES = 200
@@ -53,9 +55,9 @@ class Reservoir(Generic[T]):
 
 
 def inspect_records(
-    path: str | Path,
+    path: Inputs,
     *,
-    image_root: Path | None = None,
+    image_root: Path | str | None = None,
     format: str = "auto",
     num_images: int = 500,
     num_samples: int = 3,
@@ -73,15 +75,17 @@ def inspect_records(
             f"num_images and num_samples must be at least 0, got {num_images} and {num_samples}"
         )
     chosen = chosen_format(path, format)
+    files = input_files(path, chosen)
     survey = _Survey(image_root, num_images, num_samples, seed)
     stopped = ""
     try:
         entries = read_records(path, side="both", image_root=image_root, format=chosen)
-        for entry in track(entries, f"inspect {Path(path).name}"):
+        for entry in track(entries, f"inspect {files[0].name}"):
             survey.add(entry)
     except (ValueError, OSError) as error:
         stopped = str(error)
-    found = {"input": str(path), "format": chosen, "detected": format == "auto"}
+    found: dict[str, Any] = {"input": shown_input(path), "format": chosen}
+    found |= {"detected": format == "auto", "num_files": len(files)}
     return found | {"stopped": stopped, "seed": seed} | survey.found()
 
 
@@ -89,7 +93,7 @@ class _Survey:
     """The counts so far."""
 
     def __init__(
-        self, image_root: Path | None, num_images: int, num_samples: int, seed: int
+        self, image_root: Path | str | None, num_images: int, num_samples: int, seed: int
     ) -> None:
         self.image_root = image_root
         self.counts: Counter[str] = Counter()
@@ -106,6 +110,7 @@ class _Survey:
             self._add_refused(entry)
             return
         self.counts["records"] += 1
+        self._add_id(entry)
         self.fields.update(_bounded(self.fields, _filled(entry.metadata)))
         self._add_text(entry)
         self._add_conversation(entry)
@@ -124,6 +129,13 @@ class _Survey:
         self.counts["refused"] += 1
         self.counts["duplicate_ids"] += rejection.reason.startswith(_DUPLICATE)
         self.counts["marks_unlike_images"] += _MARKS in rejection.reason
+
+    def _add_id(self, record: Record) -> None:
+        """`revision.records.read` numbers the ids of conversations that come again."""
+        original = record.metadata.get("original_id")
+        if isinstance(original, str) and record.id.startswith(f"{original}#"):
+            self.counts["duplicate_ids"] += 1
+            self.counts["numbered_ids"] += 1
 
     def _add_text(self, record: Record) -> None:
         if not (record.text and record.text.strip()):
@@ -166,7 +178,15 @@ class _Survey:
 
 
 COUNTS = (
-    *("entries", "records", "refused", "duplicate_ids", "texts", "texts_with_marks"),
+    *(
+        "entries",
+        "records",
+        "refused",
+        "duplicate_ids",
+        "numbered_ids",
+        "texts",
+        "texts_with_marks",
+    ),
     *("images", "records_with_one_image", "records_with_several_images"),
     *("conversations", "turns_system", "turns_user", "turns_assistant"),
     *("conversations_without_images", "marks", "marks_filled_by_texts", "marks_unlike_images"),
@@ -179,7 +199,7 @@ def _bounded(known: Any, names: list[str]) -> list[str]:
 
 def _filled(metadata: dict[str, Any]) -> list[str]:
     """Names of the fields that hold anything; those of our own readers are left out."""
-    own = ("__members__", "__key__")
+    own = ("__members__", "__key__", "original_id")
     return [k for k, value in metadata.items() if k not in own and value not in (None, "", [], {})]
 
 
@@ -209,7 +229,7 @@ def _addresses(record: Record) -> list[str]:
     return [m if isinstance(m, str) else f"{len(m)} bytes" for m in members]
 
 
-def _header(image: str | bytes, address: str, image_root: Path | None) -> dict[str, Any]:
+def _header(image: str | bytes, address: str, image_root: Path | str | None) -> dict[str, Any]:
     try:
         return image_header(image, image_root=image_root)._asdict() | {"address": address}
     except ValueError as error:

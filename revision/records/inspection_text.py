@@ -8,11 +8,15 @@ def as_text(found: dict[str, Any]) -> str:
     """Several short blocks: what there is, what it is like, what is broken, some samples."""
     blocks = (_counts, _lengths, _metadata, _marks, _pictures, _refused, _samples)
     chosen = "detected" if found["detected"] else "as asked"
-    head = f"{found['input']}: {found['format']} ({chosen})"
+    head = f"{found['input']}: {found['format']} ({chosen}), {_files(found['num_files'])}"
     if found["stopped"]:
         head += f"\nSTOPPED before its end, what follows is a part: {found['stopped']}"
     texts = ("\n".join(block(found)) for block in blocks)
     return _printable("\n\n".join([head, *filter(None, texts)]))
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def _printable(text: str) -> str:
@@ -31,7 +35,9 @@ def _counts(found: dict[str, Any]) -> Iterator[str]:
     shares = ", ".join(f"{count} {role}" for role, count in turns.items() if count)
     shares = f" ({shares})" if shares else ""
     yield f"  conversations  {counts['conversations']}, {sum(turns.values())} turns{shares}"
-    yield f"  duplicate ids  {counts['duplicate_ids']}"
+    numbered = counts["numbered_ids"]
+    kept = f" ({numbered} of them kept, as <id>#2, <id>#3 ...)" if numbered else ""
+    yield f"  duplicate ids  {counts['duplicate_ids']}{kept}"
 
 
 def _lengths(found: dict[str, Any]) -> Iterator[str]:

@@ -6,8 +6,7 @@ value is decoded as soon as it is complete, so memory is that of the largest sin
 
 import json
 from collections.abc import Iterator
-from io import TextIOBase
-from typing import Any
+from typing import Any, TextIO
 
 from revision.records.entry import MAX_ENTRY_CHARACTERS
 
@@ -18,7 +17,7 @@ _LOOKAHEAD = 8
 class JsonStream:
     """A position in a JSON text file. `name` is the file's name in errors."""
 
-    def __init__(self, file: TextIOBase, name: str, piece_characters: int = 2**16) -> None:
+    def __init__(self, file: TextIO, name: str, piece_characters: int = 2**16) -> None:
         self._file, self._name, self._piece = file, name, piece_characters
         self._buffer, self._position, self._ended = "", 0, False
         self._decoder = json.JSONDecoder()

@@ -1,17 +1,25 @@
-"""Read records: stream any input format, refuse bad entries one by one, lose none of them."""
+"""Read records: stream any input format, refuse bad entries one by one, lose none of them.
+
+An id that comes again is refused where ids pair things or name rows. In conversations it does not:
+there it names the picture, and about 250,000 entries of LLaVA's 665k mix ask more about one that
+was asked about before (the threads of PhoenixZ810/MG-LLaVA). Those entries are kept, the n-th as
+`<id>#<n>`, with the id of the file as the metadata `original_id`. Every entry with an id is
+counted, refused or not, so that the n-th means the same for images and for texts.
+"""
 
 import hashlib
-import logging
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from revision.records.entry import Entry
-from revision.records.formats import Format, detect_format, read_entries
+from revision.records.formats import chosen_format, read_entries
+from revision.records.inputs import Inputs
 from revision.records.record import IMAGE_MARK, ImageSource, Record, Rejection, Role, Turn
+from revision.remote import url_text
 
 Side = Literal["image", "text", "both"]
 
@@ -25,8 +33,6 @@ _ROLES: dict[str, Role] = {
 _FIELDS = ("id", "text", "caption", "image", "images", "conversations")
 _RECENT_IDS = 2**18
 _MAX_PATH = 4096
-
-log = logging.getLogger(__name__)
 
 
 class SeenIds:
@@ -66,43 +72,48 @@ def _holds(run: np.ndarray, key: int) -> bool:
 
 
 def read_records(
-    path: str | Path, *, side: Side, image_root: Path | None = None, format: str = "auto"
+    path: Inputs, *, side: Side, image_root: Path | str | None = None, format: str = "auto"
 ) -> Iterator[Record | Rejection]:
     """Stream the records of `path` in the order of the file, refused entries in their place.
 
     `side` says what a record must have: "image" at least one image (a conversation without one
     is kept: it has no feature row), "text" a text that is not empty, "both" either. Ids are text,
-    and unique per file list; later duplicates are refused. `image_root` does not open anything:
-    it only makes the addresses of tar members, and the pictures of a folder, relative to it, as
-    `load_image` expects them.
+    and unique per file list; see above for those that come again. `image_root` does not open
+    anything: it only makes the addresses of tar members, and the pictures of a folder, relative to
+    it, as `load_image` expects them.
 
     Raises:
         ValueError: the input is missing, in no known format, or cannot be read to its end.
     """
     chosen = chosen_format(path, format)
-    seen = SeenIds()
+    names = _Names(numbered=chosen == "conversations")
+    root = None if image_root is None else url_text(image_root)
     for entry in read_entries(path, chosen, image_root):
         if entry.part in ("", "images" if side == "image" else "texts") or side == "both":
-            yield _accepted(entry, side, seen, image_root)
+            yield _accepted(entry, side, names, root)
 
 
-def chosen_format(path: str | Path, format: str) -> Format:
-    """`format`, or for "auto" the one that is detected.
+class _Names:
+    """The ids of a stream, each given once."""
 
-    Raises:
-        ValueError: no such format, or nothing that is known at `path`.
-    """
-    if format == "auto":
-        detected = detect_format(path)
-        log.info("%s: read as %s", path, detected)
-        return detected
-    if format not in get_args(Format):
-        known = sorted(get_args(Format))
-        raise ValueError(f"format must be auto or one of {known}, got {format!r}")
-    return format  # type: ignore[return-value]
+    def __init__(self, *, numbered: bool) -> None:
+        self._seen, self._numbered = SeenIds(), numbered
+        self._counts: dict[str, int] = {}  # of the ids that came again
+
+    def given(self, id: str, part: str) -> tuple[str, bool]:
+        """The id of the next entry with `id`, and whether no earlier one has it."""
+        if self._seen.add(id, part):
+            return id, True
+        if not self._numbered:
+            return id, False
+        while True:
+            self._counts[id] = self._counts.get(id, 1) + 1
+            numbered = f"{id}#{self._counts[id]}"
+            if self._seen.add(numbered, part):
+                return numbered, True
 
 
-def _accepted(entry: Entry, side: Side, seen: SeenIds, root: Path | None) -> Record | Rejection:
+def _accepted(entry: Entry, side: Side, names: _Names, root: str | None) -> Record | Rejection:
     """The record of `entry`, or why it is refused."""
     id = ""
     try:
@@ -111,13 +122,16 @@ def _accepted(entry: Entry, side: Side, seen: SeenIds, root: Path | None) -> Rec
         if not isinstance(entry.fields, dict):
             raise ValueError(f"a {type(entry.fields).__name__}, expected an object with an id")
         _check_unicode(entry.fields)
-        id = _identifier(entry.fields)
+        original = _identifier(entry.fields)
+        id, is_new = names.given(original, entry.part)
         record = _record(id, entry.fields, root)
         _check(record, "image" if entry.part == "images" else side, entry.part)
-        if not seen.add(id, entry.part):
+        if not is_new:
             raise ValueError("duplicate id: an earlier entry has it")
     except ValueError as error:
         return Rejection(id, str(error), entry.address)
+    if id != original:
+        record.metadata["original_id"] = original
     return record
 
 
@@ -153,7 +167,7 @@ def _identifier(fields: dict[str, Any]) -> str:
     return str(id)
 
 
-def _record(id: str, fields: dict[str, Any], image_root: Path | None) -> Record:
+def _record(id: str, fields: dict[str, Any], image_root: str | None) -> Record:
     text_key = next((key for key in ("text", "caption") if fields.get(key) is not None), None)
     text = fields[text_key] if text_key else None
     if text is not None and not isinstance(text, str):
@@ -177,8 +191,8 @@ def _check_members(members: Any, images: tuple[ImageSource, ...]) -> None:
         raise ValueError("a field is named '__members__', which tars and parquet use; rename it")
 
 
-def _relative(member: str, image_root: Path) -> str:
-    return member.removeprefix(f"{image_root}/")
+def _relative(member: str, image_root: str) -> str:
+    return member.removeprefix(f"{image_root.rstrip('/')}/")
 
 
 def _images(fields: dict[str, Any]) -> tuple[ImageSource, ...]:

@@ -13,13 +13,11 @@ csv module refuses cells over 131072 characters.
 import csv
 import logging
 from collections.abc import Iterator
-from io import TextIOBase
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from revision.records.entry import MAX_ENTRY_CHARACTERS, Entry
+from revision.records.inputs import InputFile
 
-TABLE_SUFFIXES = (".csv", ".tsv")
 _TEXT_COLUMNS = ("text", "caption")
 _IMAGE_COLUMNS = ("image", "filepath", "image_path")
 _KNOWN = ("id", *_TEXT_COLUMNS, *_IMAGE_COLUMNS)
@@ -28,29 +26,29 @@ _DELIMITERS = (",", "\t", ";", "|")
 log = logging.getLogger(__name__)
 
 
-def table_delimiter(path: Path) -> str:
-    """The delimiter of `path`: a tab in .tsv, else the one that finds most in the first line.
+def table_delimiter(file: InputFile) -> str:
+    """The delimiter of `file`: a tab in .tsv, else the one that finds most in the first line.
 
     Most columns that have a meaning here, then most columns, then the comma.
 
     Raises:
         ValueError: no column of the first line is a text or an image.
     """
-    with _opened(path) as file:
-        line = next(_lines(file, path), "")
-    candidates = ("\t",) if path.suffix.lower() == ".tsv" else _DELIMITERS
+    with file.open_text(newline="") as text:
+        line = next(_lines(text, file), "")
+    candidates = ("\t",) if file.suffix == ".tsv" else _DELIMITERS
     headers = {delimiter: _cells(line, delimiter) for delimiter in candidates}
     best = max(candidates, key=lambda d: (_num_known(headers[d]), len(headers[d])))
-    _check_header(headers[best], path)
+    _check_header(headers[best], file)
     return best
 
 
-def table_entries(path: Path) -> Iterator[Entry]:
+def table_entries(file: InputFile) -> Iterator[Entry]:
     """One entry per row; lines without a character are stepped over."""
-    delimiter = table_delimiter(path)
-    log.info("%s: columns are delimited by %r", path, delimiter)
-    with _opened(path) as file:
-        rows = csv.reader(_lines(file, path), delimiter=delimiter, strict=True)
+    delimiter = table_delimiter(file)
+    log.info("%s: columns are delimited by %r", file, delimiter)
+    with file.open_text(newline="") as text:
+        rows = csv.reader(_lines(text, file), delimiter=delimiter, strict=True)
         header = next(rows)
         number, first = 0, rows.line_num + 1
         while True:
@@ -58,25 +56,23 @@ def table_entries(path: Path) -> Iterator[Entry]:
             if cells is None and not problem:
                 return
             if cells or problem:
-                address = f"{path.name}:{_span(first, rows.line_num)}"
-                yield _entry(address, f"{path.stem}/{number}", header, cells or [], problem)
+                address = f"{file.name}:{_span(first, rows.line_num)}"
+                yield _entry(address, f"{file.stem}/{number}", header, cells or [], problem)
                 number += 1
             first = rows.line_num + 1
 
 
-def _opened(path: Path) -> TextIOBase:
-    # Bytes that are not UTF-8 survive as surrogates, so that they cost one row and not the file.
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _lines(file: TextIOBase, path: Path) -> Iterator[str]:
-    while line := file.readline(MAX_ENTRY_CHARACTERS):
-        if len(line) == MAX_ENTRY_CHARACTERS:
+def _lines(text: TextIO, file: InputFile) -> Iterator[str]:
+    limit = MAX_ENTRY_CHARACTERS
+    line = text.readline(limit).removeprefix("\ufeff")
+    while line:
+        if len(line) >= limit:
             raise ValueError(
-                f"{path}: a line of {MAX_ENTRY_CHARACTERS} characters or more; a table has one "
+                f"{file}: a line of {limit} characters or more; a table has one "
                 "row a line, so this is another format: say which by format="
             )
         yield line
+        line = text.readline(limit)
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -90,18 +86,18 @@ def _num_known(header: list[str]) -> int:
     return sum(name in _KNOWN for name in header)
 
 
-def _check_header(header: list[str], path: Path) -> None:
+def _check_header(header: list[str], file: InputFile) -> None:
     shown = ", ".join(repr(name) for name in header[:12]) or "nothing"
     if not any(name in (*_TEXT_COLUMNS, *_IMAGE_COLUMNS) for name in header):
         raise ValueError(
-            f"{path}: the first line must name the columns, one of them text, caption, image, "
+            f"{file}: the first line must name the columns, one of them text, caption, image, "
             f"filepath or image_path; it holds {shown}"
         )
     if "__members__" in header:
-        raise ValueError(f"{path}: a column is named '__members__', which tars and parquet use")
+        raise ValueError(f"{file}: a column is named '__members__', which tars and parquet use")
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        raise ValueError(f"{path}: columns {repeated} appear twice; one would hide the other")
+        raise ValueError(f"{file}: columns {repeated} appear twice; one would hide the other")
 
 
 def _next_row(rows: Any) -> tuple[list[str] | None, str]:

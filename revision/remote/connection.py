@@ -134,8 +134,11 @@ class _DriverFile:
 class _Command:
     """What a command prints. A status other than 0 of any part of its pipeline is an error."""
 
+    start: int = 0
+    size: int | None = None
+    version: str = ""
+
     def __init__(self, url: str) -> None:
-        self.start, self.size, self.version = 0, None, ""
         self._command = url.removeprefix(PIPE)
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the command)
         self._process = subprocess.Popen(

@@ -20,14 +20,16 @@ import logging
 import random
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from revision.remote.address import is_pipe, shown, url_text
 from revision.remote.connection import Connection, RemoteError, connect, described, is_final
 
 _KEPT_BYTES = 1024  # of what was read: readers of tars step back by one header
 _PIECE_BYTES = 2**20
+T = TypeVar("T")
 _jitter = random.SystemRandom()  # not one that a seed makes equal in all processes
 
 log = logging.getLogger(__name__)
@@ -155,7 +157,7 @@ class RemoteFile(io.RawIOBase):
     def _move(self) -> None:
         """Go to the caller's position: over a short gap by reading, else by another connection."""
         gap = self._position - self._fetched
-        if 0 < gap and (gap <= _PIECE_BYTES or is_pipe(self.url)):
+        if gap > 0 and (gap <= _PIECE_BYTES or is_pipe(self.url)):
             while self._fetched < self._position and self._fetch(
                 min(_PIECE_BYTES, self._position - self._fetched)
             ):
@@ -191,7 +193,7 @@ class RemoteFile(io.RawIOBase):
             raise ConnectionError("the connection was closed too early")
         return piece
 
-    def _attempt(self, action):  # type: ignore[no-untyped-def]
+    def _attempt(self, action: Callable[[], T]) -> T | None:
         """The result of `action`, or None after a wait when it failed in a way that may pass."""
         try:
             return action()

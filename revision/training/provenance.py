@@ -4,6 +4,7 @@ The digests are recorded when a run begins and compared when it continues: the s
 other data behind it would otherwise give a result that is half of one and half of the other.
 """
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from revision.files import file_digest, write_bytes
-from revision.records import input_paths
+from revision.records import input_files, input_text
+from revision.remote import fingerprint, is_url
 
 INPUTS = "inputs.json"
 _DESCRIBING = ("header.json", "config.json", "provenance.json", "projector.safetensors")
@@ -32,17 +34,23 @@ def input_digests(paths: Mapping[str, str | Path | None]) -> dict[str, str]:
     for name, given in paths.items():
         if given is None:
             continue
-        digests[name] = file_digest(*filter(Path.is_file, _files_of(name, given)))
+        digests[name] = _digest(name, input_text(given))
     return digests
 
 
-def _files_of(name: str, given: str | Path) -> list[Path]:
-    if "{" in str(given):  # several files, in the notation of webdataset
-        return input_paths(given)
-    path = Path(given)
-    if not path.exists():
-        raise ValueError(f"{name}={given} does not exist; correct the path")
-    return [path / member for member in _DESCRIBING] if path.is_dir() else [path]
+def _digest(name: str, given: str) -> str:
+    if is_url(given) and name.endswith("shards"):
+        return fingerprint(f"{given.rstrip('/')}/header.json")
+    if Path(given).is_dir():
+        return file_digest(*filter(Path.is_file, (Path(given) / name for name in _DESCRIBING)))
+    try:
+        files = input_files(given)
+    except ValueError as error:
+        raise ValueError(f"{name}={given} does not exist ({error}); correct the path") from error
+    if any(file.is_remote for file in files):
+        digests = "\n".join(file.digest() for file in files)
+        return hashlib.sha256(digests.encode()).hexdigest()
+    return file_digest(*(Path(file.address) for file in files))
 
 
 def claim_inputs(run_dir: Path, digests: Mapping[str, str]) -> None:

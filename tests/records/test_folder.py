@@ -13,7 +13,7 @@ from revision.records import (
     Rejection,
     Turn,
     detect_format,
-    input_paths,
+    input_files,
     load_image,
     read_records,
 )
@@ -107,7 +107,7 @@ def test_nothing_outside_the_folder_is_read(folder, tmp_path):
     assert found["c.png"] == "a link that leaves the directory, which is not followed"
     assert found["a.b.JPG"].startswith("a.b.txt: a link that leaves")
     assert "not a file" in found["g.png"]
-    assert not {p.name for p in input_paths(folder)} & {"c.png", "a.b.txt", "o.png"}
+    assert not {p.name for p in input_files(folder)} & {"c.png", "a.b.txt", "o.png"}
 
 
 def test_the_digest_of_a_folder_covers_names_texts_and_pictures(folder):
@@ -126,6 +126,6 @@ def test_an_archive_in_the_folder_hides_it_unless_the_format_is_named(folder):
     (folder / "part.parquet").write_bytes(b"")
     assert detect_format(folder) == "parquet"
     assert len(split(read_records(folder, side="image", format="folder"))[0]) == 3
-    assert len(input_paths(folder, "folder")) == 5
+    assert len(input_files(folder, "folder")) == 5
     with pytest.raises(ValueError, match="format=folder reads one directory"):
         list(read_records(folder / "b.png", side="image", format="folder"))

@@ -3,6 +3,7 @@
 import pytest
 
 from revision.records import Record, Rejection, detect_format, read_records
+from revision.records.inputs import InputFile
 from revision.records.table import table_delimiter
 
 
@@ -24,7 +25,7 @@ def write(tmp_path, content, name="x.csv"):
 def test_the_delimiter_does_not_change_the_records(tmp_path, name, delimiter):
     rows = [["id", "caption", "filepath", "n"], ["a", "A cat.", "a.png", "3"]]
     path = write(tmp_path, "\n".join(delimiter.join(row) for row in rows), name)
-    assert (detect_format(path), table_delimiter(path)) == ("csv", delimiter)
+    assert (detect_format(path), table_delimiter(InputFile(str(path)))) == ("csv", delimiter)
     expected = Record("a", "A cat.", ("a.png",), metadata={"n": "3"})
     assert list(read_records(path, side="both")) == [expected]
 

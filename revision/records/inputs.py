@@ -1,0 +1,255 @@
+"""The files that an input stands for, wherever they lie; the first step of every reader.
+
+    data.json                       a file of this machine
+    parts                           a directory: its files of one kind
+    parts/train-*.parquet           what matches
+    {00000..00009}.tar  {a,b}.tar   braces, the notation of webdataset
+    s3://bucket/parts/*.tar         a URL; braces too, and where the server lists them, directories
+    pipe:aws s3 cp s3://b/a.tar -   what a command prints (`revision.remote.address`)
+    a.json::b.json                  several, one after the other, also a notation of webdataset
+
+Of a directory these are, whichever comes first: the .arrow files of Hugging Face `datasets`, tars,
+parquet files, the parquet files of `data/` below it, the pictures and sidecars below it. A data
+set with several splits is refused with what to give instead: no split is a better guess.
+"""
+
+import gzip
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, TextIO
+
+from revision.files import file_digest
+from revision.records.folder import folder_files
+from revision.remote import fingerprint, is_pipe, is_url, listing, open_stream, shown, url_text
+from revision.remote.address import is_directory
+
+Inputs = str | Path | Sequence[str | Path]
+SEPARATOR = "::"
+_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PART = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
+_MAX_NAME = 60
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of an input: its path, URL or command."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return shown(self.address)
+
+    @property
+    def is_remote(self) -> bool:
+        return is_url(self.address)
+
+    @property
+    def name(self) -> str:
+        """The last part of its path, or the start of its command."""
+        if is_pipe(self.address):
+            return self.address[:_MAX_NAME]
+        return str(self).rsplit("/", 1)[-1]
+
+    @property
+    def stem(self) -> str:
+        return self.name if is_pipe(self.address) else PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """With its dot and in lower case; that of what is compressed for `x.json.gz`."""
+        if is_pipe(self.address):
+            return ""
+        return PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
+
+    def open(self) -> IO[bytes]:
+        """Its bytes as they are stored; it can be sought."""
+        return open_stream(self.address) if self.is_remote else open(self.address, "rb")
+
+    @contextmanager
+    def open_text(self, newline: str | None = None) -> Iterator[TextIO]:
+        """Its text, decompressed if it is gzip.
+
+        Bytes that are not UTF-8 become surrogates, for which an entry alone is refused; strict
+        reading would lose the rest of the file.
+        """
+        with self.open() as stored:
+            head = stored.read(len(_ZSTANDARD))
+            stored.seek(0)
+            if head == _ZSTANDARD:
+                raise ValueError(f"{self}: zstd; give it as 'pipe:zstd -dc <file>'")
+            raw = gzip.GzipFile(fileobj=stored) if head.startswith(_GZIP) else stored
+            yield io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline=newline)
+
+    def digest(self) -> str:
+        """SHA-256 of its content, or of what identifies the version of a remote file."""
+        return fingerprint(self.address) if self.is_remote else file_digest(Path(self.address))
+
+    def stamp(self) -> list[str | int]:
+        """What changes when it is written again, without reading it."""
+        if self.is_remote:
+            return [fingerprint(self.address)]
+        path = Path(self.address)
+        stat = path.stat()
+        return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def input_text(given: Inputs) -> str:
+    """Any input as one text, which configs and headers can hold."""
+    pieces = [given] if isinstance(given, (str, Path)) else list(given)
+    return SEPARATOR.join(url_text(piece) for piece in pieces)
+
+
+def shown_input(given: Inputs) -> str:
+    """`given` for messages: without what addresses may hold of secrets."""
+    return SEPARATOR.join(shown(piece) for piece in input_text(given).split(SEPARATOR))
+
+
+def input_files(given: Inputs, format: str = "auto") -> list[InputFile]:
+    """The files that `given` stands for; of a directory those of `format`.
+
+    Raises:
+        ValueError: a file of this machine is missing, or a directory holds none of this format.
+    """
+    files = [
+        file
+        for piece in input_text(given).split(SEPARATOR)
+        for pattern in sorted(expand_braces(piece))
+        for file in _matching(pattern, format)
+    ]
+    return [InputFile(address) for address in files]
+
+
+def _matching(address: str, format: str) -> list[str]:
+    if is_pipe(address):
+        return [address]
+    if is_url(address):
+        return _remote(address, format)
+    path = Path(address)
+    if path.is_dir():
+        return _of_directory(address, format)
+    if format == "folder":
+        raise ValueError(f"{path}: format=folder reads one directory of images, which this is not")
+    if not path.exists() and "*" in path.name:
+        return _found(address, _names(str(path.parent), path.name))
+    if not path.is_file():
+        raise ValueError(f"{path}: no such input file")
+    return [address]
+
+
+def _remote(address: str, format: str) -> list[str]:
+    if format == "folder":
+        raise ValueError(f"{shown(address)}: format=folder reads a directory of this machine")
+    parent, _, name = address.rpartition("/")
+    if "*" in name:
+        return _found(address, listing(parent, name))
+    return _of_directory(address, format) if is_directory(address) else [address]
+
+
+def _found(pattern: str, files: list[str]) -> list[str]:
+    if not files:
+        raise ValueError(f"{shown(pattern)}: no file matches")
+    return files
+
+
+def _names(directory: str, pattern: str) -> list[str]:
+    """Addresses of the files of a directory, here or elsewhere."""
+    if is_url(directory):
+        return listing(directory, pattern)
+    return sorted(str(path) for path in Path(directory).glob(pattern) if path.is_file())
+
+
+def _of_directory(directory: str, format: str) -> list[str]:
+    """The files of the first kind that is there and that `format` allows."""
+    if format in ("auto", "datasets") and (found := _arrow_files(directory)):
+        return found
+    if format in ("auto", "webdataset") and (found := _names(directory, "*.tar")):
+        return found
+    if format in ("auto", "parquet"):
+        inner = f"{directory.rstrip('/')}/data"
+        if found := _names(directory, "*.parquet") or _names(inner, "*.parquet"):
+            return one_split(found)
+    if format not in ("auto", "folder") or is_url(directory):
+        raise ValueError(f"{directory}: holds no file of format={format}; give the file itself")
+    return list(_pictures(Path(directory)))
+
+
+def _pictures(directory: Path) -> Iterator[str]:
+    files = folder_files(directory)
+    first = next(files, None)
+    if first is None:
+        raise ValueError(
+            f"{directory}: holds neither .arrow, .tar nor .parquet files, nor a picture; "
+            "give the JSON or CSV file itself"
+        )
+    yield from map(str, itertools.chain([first], files))
+
+
+def _arrow_files(directory: str) -> list[str]:
+    """The .arrow files that `save_to_disk` wrote, or the cache of `datasets`, of one split."""
+    base = directory.rstrip("/")
+    if _names(directory, "dataset_dict.json"):
+        splits = _read_json(f"{base}/dataset_dict.json")["splits"]
+        raise ValueError(
+            f"{shown(base)}: holds the splits {', '.join(splits)}; give one of them, "
+            f"for example {shown(base)}/{splits[0]}"
+        )
+    if _names(directory, "state.json"):
+        state = _read_json(f"{base}/state.json")
+        if state.get("_indices_data_files"):
+            raise ValueError(f"{shown(base)}: rows are chosen by indices; flatten_indices() first")
+        return [f"{base}/{file['filename']}" for file in state["_data_files"]]
+    found = _names(directory, "*.arrow")  # those of `map` and `filter` hold the same rows again
+    return one_split([file for file in found if not file.rpartition("/")[2].startswith("cache-")])
+
+
+def _read_json(address: str) -> dict:
+    with InputFile(address).open() as file:
+        try:
+            return json.loads(file.read())
+        except ValueError as error:
+            raise ValueError(f"{shown(address)}: not valid JSON ({error})") from error
+
+
+def one_split(files: list[str]) -> list[str]:
+    """`files`, when the names `<split>-00000-of-00002.<suffix>` tell of one split, whole.
+
+    Raises:
+        ValueError: of several splits, or some of its parts are not there.
+    """
+    parts = [_PART.fullmatch(PurePosixPath(file).stem) for file in files]
+    named = [part for part in parts if part is not None]
+    splits = sorted({part["split"] for part in named})
+    if not named and len(files) > 1 and files[0].endswith(".arrow"):
+        splits = [PurePosixPath(file).stem for file in files]  # <data set>-<split>.arrow
+    if len(splits) > 1:
+        parent, suffix = files[0].rpartition("/")[0], PurePosixPath(files[0]).suffix
+        raise ValueError(
+            f"{shown(parent)}: holds the splits {', '.join(splits)}; give the files of one of "
+            f"them, for example '{shown(parent)}/{splits[0]}*{suffix}'"
+        )
+    if named and len(named) != int(named[0]["count"]):
+        raise ValueError(
+            f"{shown(files[0])}: {len(named)} of {int(named[0]['count'])} parts are there; fetch "
+            "the others, or give those that are there by name"
+        )
+    return files
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a{00..02}.tar` and `{a,b}.tar`; other braces stay, as in a shell."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        return [pattern]
+    if match[3] is None:
+        width = len(match[1])
+        options = [f"{i:0{width}d}" for i in range(int(match[1]), int(match[2]) + 1)]
+    else:
+        options = match[3].split(",")
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [expanded for option in options for expanded in expand_braces(head + option + tail)]

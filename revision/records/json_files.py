@@ -1,0 +1,48 @@
+"""JSON and JSONL files as streams of raw entries; called by `revision.records.formats`.
+
+revision       {"images": [{id, image}], "texts": [{id, text}]}        (Yu-xm/ReVision README)
+conversations  JSON array or JSONL of {id, image, caption, conversations}  (LLaVA, Bunny,
+               ShareGPT4V: there, an entry without "image" is text alone)
+"""
+
+import json
+from collections.abc import Iterator
+
+from revision.records.entry import Entry
+from revision.records.inputs import InputFile
+from revision.records.json_stream import JsonStream
+
+
+def revision_entries(file: InputFile) -> Iterator[Entry]:
+    """Entries of both lists in the order of the file; other keys of the object are stepped over."""
+    with file.open_text() as text:
+        stream = JsonStream(text, str(file))
+        for key in stream.members():
+            if key == "images" or key == "texts":
+                for i, fields in enumerate(stream.elements()):
+                    yield Entry(f"{file.name}:{key} entry {i}", fields, key)
+            else:
+                stream.value()
+        stream.finish()
+
+
+def conversation_entries(file: InputFile) -> Iterator[Entry]:
+    """Entries of a JSON array or, one object a line, of JSONL."""
+    with file.open_text() as text:
+        stream = JsonStream(text, str(file))
+        if stream.peek() == "[":
+            for i, fields in enumerate(stream.elements()):
+                yield Entry(f"{file.name}:entry {i}", fields)
+            stream.finish()
+            return
+        text.seek(0)
+        for number, line in enumerate(text, start=1):
+            if line.strip("\ufeff \t\r\n"):
+                yield _line_entry(f"{file.name}:line {number}", line)
+
+
+def _line_entry(address: str, line: str) -> Entry:
+    try:
+        return Entry(address, json.loads(line.lstrip("\ufeff")))
+    except (ValueError, RecursionError) as error:
+        return Entry(address, None, problem=f"not valid JSON: {error}")
