@@ -117,18 +117,20 @@ def test_saved_and_loaded_again_is_the_same(name, tmp_path):
     assert again.identity() == encoder.identity()
     inputs = encoder.text_inputs(TEXTS)
     assert torch.equal(again.text_inputs(TEXTS)["input_ids"], inputs["input_ids"])
-    assert torch.equal(again.encode_texts(inputs), encoder.encode_texts(inputs))
+    rows = [one.encode_texts(inputs) for one in (encoder, again)]
+    torch.testing.assert_close(*rows, rtol=0, atol=1e-6)  # where weights lie shows in the last bit
     image = Image.fromarray(PICTURES["picture0"].numpy())
     pixels = encoder.image_inputs(image)[None]
     assert torch.equal(again.image_inputs(image)[None], pixels)
-    assert torch.equal(again.encode_images(pixels), encoder.encode_images(pixels))
+    rows = [one.encode_images(pixels) for one in (encoder, again)]
+    torch.testing.assert_close(*rows, rtol=0, atol=1e-6)
 
 
 def test_quick_gelu_may_be_said_beside_the_config(tmp_path):
     told = checkpoint("clip_quickgelu", tmp_path / "told")
     silent = checkpoint("clip_quickgelu", tmp_path / "silent")
     change(silent, quick_gelu=False)
-    pixels = load_file(GOLDEN / "clip_quickgelu" / "features.safetensors")["pixels"]
+    pixels = PICTURES["squash-bicubic"]
     rows = {
         name: encoder.encode_images(pixels)
         for name, encoder in {
