@@ -156,7 +156,10 @@ def _swept_keys(arguments: Sequence[str]) -> list[str]:
 
 
 def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if "in DataLoader worker process" in text:  # torch puts the traceback in the message
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _differences(old: Any, new: Any, neutral: Sequence[str], path: str = "") -> Iterator[str]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from revision.files import locked
+from revision.files import explained, locked
 from revision.progress import track
 from revision.records import Record, Rejection, input_files, json_line, read_records
 from revision.records.image import check_header
@@ -73,14 +73,15 @@ def build_index(
     `check(record)` raises ValueError for a record that cannot be used; such records, those that
     the reader refuses and those with a missing image go to `quarantine.jsonl`.
 
-    Raises ValueError when no usable record is left.
+    Raises ValueError when no usable record is left, and when the disk is full.
     """
     directory = index_root / _fingerprint(input, image_root)
     if not (directory / "index.json").exists():
-        index_root.mkdir(parents=True, exist_ok=True)
-        with _unfinished(index_root) as temporary:
-            _write(temporary, input, image_root, check)
-            _publish(temporary, directory)
+        with explained(directory):
+            index_root.mkdir(parents=True, exist_ok=True)
+            with _unfinished(index_root) as temporary:
+                _write(temporary, input, image_root, check)
+                _publish(temporary, directory)
     return RecordIndex(directory)
 
 

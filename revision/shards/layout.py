@@ -3,7 +3,7 @@
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -111,7 +111,7 @@ def tar_members(path: Path) -> dict[str, tuple[int, int]]:
         with tarfile.open(path, "r:") as tar:
             members = {m.name: (m.offset_data, m.size) for m in tar}
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: missing shard; run the command that wrote the set") from error
+        raise ValueError(missing(path)) from error
     except tarfile.TarError as error:
         raise ValueError(truncated(path, str(error))) from error
     if "shard.json" not in members:
@@ -126,8 +126,24 @@ def truncated(path: Path, reason: str) -> str:
     )
 
 
+def open_shard(path: Path) -> BinaryIO:
+    """Open a shard to read it; it may have vanished since the set was opened.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise ValueError(missing(path)) from error
+
+
+def missing(path: Path) -> str:
+    return f"{path}: missing shard; run the command that wrote the set"
+
+
 def read_member(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
+    with open_shard(path) as file:
         file.seek(offset)
         content = file.read(size)
     if len(content) != size:

@@ -20,6 +20,8 @@ from revision.shards.layout import (
     Rows,
     ShardInfo,
     make_info,
+    missing,
+    open_shard,
     read_member,
     tar_members,
     truncated,
@@ -133,7 +135,8 @@ class ShardReader:
         count = min(stop, ref.rows) - start
         skipped = start * self.dim * dtype.itemsize
         path = self.directory / ref.shard
-        numbers = np.fromfile(path, dtype, count * self.dim, offset=offset + skipped)
+        with open_shard(path) as file:
+            numbers = np.fromfile(file, dtype, count * self.dim, offset=offset + skipped)
         if len(numbers) != count * self.dim:
             found = f"{len(numbers)} of {count * self.dim} numbers at {offset + skipped}"
             raise ValueError(truncated(path, found))
@@ -185,13 +188,13 @@ class ShardReader:
 def _check_size(path: Path, num_bytes: int) -> None:
     size = path.stat().st_size if path.is_file() else None
     if size is None:
-        raise ValueError(f"{path}: missing shard; run the command that wrote the set")
+        raise ValueError(missing(path))
     if size != num_bytes:
         raise ValueError(truncated(path, f"{size} bytes, the header says {num_bytes}"))
 
 
 def _map_npy(path: Path, offset: int, shape: tuple[int, int]) -> Rows:
-    with path.open("rb") as file:
+    with open_shard(path) as file:
         file.seek(offset)
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"{path}: unknown npy version at byte {offset}, expected (1, 0)")
