@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from revision.training.stopping import StopRequest
+
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # most specific first
 _OUTSIDE = ("LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # somebody started all processes
 _PLAIN_HYDRA = (
@@ -55,7 +57,7 @@ def needs_own_processes(num_processes: int, *, is_sweep: bool, script: str) -> b
 
 
 def in_own_processes(script: str, config_yaml: str) -> None:
-    """Run `script` with the config and wait for it.
+    """Run `script` with the config and wait for it; a SIGTERM is handed on.
 
     Raises:
         ValueError: it failed; its own message stands above.
@@ -63,9 +65,15 @@ def in_own_processes(script: str, config_yaml: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "job.yaml").write_text(config_yaml)
         where = ["--config-dir", directory, "--config-name", "job"]
-        done = subprocess.run([sys.executable, script, *where, *_PLAIN_HYDRA])
-    if done.returncode:
-        raise ValueError(f"the run failed with exit status {done.returncode}; see above")
+        process = subprocess.Popen([sys.executable, script, *where, *_PLAIN_HYDRA])
+        stop = StopRequest(tell=process.terminate)
+        stop.listen()
+        status = process.wait()
+        stop.forget()
+    if stop.is_made:
+        raise SystemExit(status)
+    if status:
+        raise ValueError(f"the run failed with exit status {status}; see above")
 
 
 def leave_process_group_at_exit() -> None:
