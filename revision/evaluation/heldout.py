@@ -146,7 +146,7 @@ def _feature_set(reader: ShardReader, image_map: AlignmentMap | None) -> Feature
     per_image = rows_per_image(reader.header.encoder)
     counts = [int(count) // per_image for block in blocks for count in reader.row_counts(block)]
     starts = np.cumsum([0, *(ref.rows for ref in reader.blocks)])[:-1].tolist()
-    lines = (reader.directory / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = reader.quarantine().splitlines()
     rejected = [Rejection(**json.loads(line)) for line in lines]
     return FeatureSet(
         records=records,

@@ -5,12 +5,11 @@ cache on this machine, which its processes share. `fingerprint` tells whether on
 """
 
 from revision.remote.address import is_pipe, is_url, join, listing, shown, url_text
-from revision.remote.cache import CACHE_DIR, LocalCopy, local_copy
+from revision.remote.cache import LocalCopy, local_copy
 from revision.remote.connection import RemoteError
 from revision.remote.stream import Retry, fingerprint, open_stream, read_all
 
 __all__ = [
-    "CACHE_DIR",
     "LocalCopy",
     "RemoteError",
     "Retry",

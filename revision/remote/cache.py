@@ -9,7 +9,11 @@ goes first, and one that some process has open never does.
     <name>-<16 hex digits of the address>.lock  exists while one process downloads
 
 Locks are those of `flock`, which the system frees when a process dies. The directory must lie on a
-disk of this machine, as network file systems often know no locks.
+disk of this machine, as network file systems often know no locks: where that is, and how much of it
+may be used, are facts of the machine and not of a run, so they are environment variables.
+
+    REVISION_CACHE_DIR  runs/.cache
+    REVISION_CACHE_GIB  64
 """
 
 import fcntl
@@ -27,8 +31,7 @@ from revision.remote.address import shown, url_text
 from revision.remote.connection import RemoteError
 from revision.remote.stream import RETRY, Retry, fingerprint, open_stream
 
-CACHE_DIR = Path("runs/.cache")
-CACHE_BYTES = 64 * 2**30
+CACHE_DIR, CACHE_GIB = "REVISION_CACHE_DIR", "REVISION_CACHE_GIB"
 _PIECE_BYTES = 2**20
 _LARGE_BYTES = 64 * 2**20  # from here on a bar is shown
 _LOCK = ".lock"
@@ -52,15 +55,17 @@ class LocalCopy:
 
 def local_copy(
     url: str,
-    cache_dir: Path = CACHE_DIR,
+    cache_dir: Path | None = None,
     *,
     num_bytes: int | None = None,
     check: Callable[[Path], str] | None = None,
     version: str = "",
-    max_bytes: int = CACHE_BYTES,
+    max_bytes: int | None = None,
     retry: Retry | None = None,
 ) -> LocalCopy:
     """A complete copy of `url` in `cache_dir`, downloaded unless it is there.
+
+    `cache_dir` and `max_bytes` are those of the machine unless they are given.
 
     Copies of another `version` (any text, such as the digest that is expected) are others; without
     one the server is asked which it has.
@@ -70,6 +75,8 @@ def local_copy(
         ValueError: it cannot be read, is not what was expected, or does not fit.
     """
     url = url_text(url)
+    cache_dir = cache_dir or Path(os.environ.get(CACHE_DIR) or "runs/.cache")
+    limit = _limit_bytes() if max_bytes is None else max_bytes
     path = cache_dir / _cached_name(url, version or _current(url))
     cache_dir.mkdir(parents=True, exist_ok=True)
     while True:
@@ -78,7 +85,15 @@ def local_copy(
             return held
         with _locked(path.with_name(path.name + _LOCK)):
             if not path.exists():  # else another process was faster
-                _download(url, path, num_bytes, check, max_bytes, retry or RETRY)
+                _download(url, path, num_bytes, check, limit, retry or RETRY)
+
+
+def _limit_bytes() -> int:
+    given = os.environ.get(CACHE_GIB) or "64"
+    try:
+        return int(float(given) * 2**30)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{CACHE_GIB} is {given!r}, expected a number of GiB") from None
 
 
 def _current(url: str) -> str:

@@ -1,4 +1,7 @@
-"""Read feature shards: rows mapped from the file, records parsed on demand."""
+"""Read feature shards: rows mapped from the file, records parsed on demand.
+
+A set may lie on a server (`s3://`, `https://` ...): see `revision.shards.remote_set`.
+"""
 
 import io
 import json
@@ -11,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from revision.records import Record
+from revision.remote import is_url
 from revision.shards.layout import (
     GRID_ROWS,
     MOMENTS_NAME,
@@ -26,6 +30,7 @@ from revision.shards.layout import (
     tar_members,
     truncated,
 )
+from revision.shards.remote_set import RemoteSet
 from revision.sums import MomentSums
 
 
@@ -57,14 +62,10 @@ def read_header(directory: str | Path) -> Header:
     Raises:
         ValueError: `directory` is not a feature set, is unfinished, or has another schema.
     """
-    directory = Path(directory)
-    path = directory / "header.json"
-    if not path.is_file():
-        found = len(list(directory.glob("[0-9]*.tar")))
-        state = f"unfinished: {found} shards, no header.json" if found else "not a feature set"
-        raise ValueError(f"{directory}: {state}; run the command that writes it (embed.py, ...)")
+    path = f"{directory}/header.json"
+    content = _header_content(directory)
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(content)
         version = fields["schema_version"]
         shards = tuple(make_info(s["name"], s, s["num_bytes"]) for s in fields.get("shards", ()))
         header = Header(**fields | {"shards": shards})
@@ -75,16 +76,33 @@ def read_header(directory: str | Path) -> Header:
     return header
 
 
+def _header_content(directory: str | Path) -> bytes:
+    if is_url(directory):
+        return RemoteSet(directory).content("header.json")
+    path = Path(directory) / "header.json"
+    if not path.is_file():
+        found = len(list(path.parent.glob("[0-9]*.tar")))
+        state = f"unfinished: {found} shards, no header.json" if found else "not a feature set"
+        raise ValueError(f"{directory}: {state}; run the command that writes it (embed.py, ...)")
+    return path.read_bytes()
+
+
 class ShardReader:
-    """A complete feature set; holds an index of it, never its rows. Can be pickled to workers."""
+    """A complete feature set; holds an index of it, never its rows. Can be pickled to workers.
+
+    `directory` may be a URL. Its shards are then fetched one by one, when they are read.
+    """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.header = read_header(self.directory)
+        self._remote = RemoteSet(directory) if is_url(directory) else None
+        self.header = read_header(directory)
         self.num_rows, self.num_records = self.header.num_rows, self.header.num_records
         self.dim = self.header.dim
-        for info in self.header.shards:
-            _check_size(self.directory / info.name, info.num_bytes)
+        self._infos = {info.name: info for info in self.header.shards}
+        if self._remote is None:
+            for info in self.header.shards:
+                _check_size(self.directory / info.name, info.num_bytes)
         self.blocks = [
             BlockRef(info.name, index, rows, records)
             for info in self.header.shards
@@ -103,9 +121,21 @@ class ShardReader:
         """The numbers of the blocks in the shard file `shard`."""
         return self._shard_blocks[shard]
 
+    def shard_path(self, shard: str) -> Path:
+        """The shard file `shard` on this machine; of a remote set a copy, until the next ones."""
+        if self._remote is None:
+            return self.directory / shard
+        return self._remote.shard(self._infos[shard]).path
+
+    def quarantine(self) -> bytes:
+        """`quarantine.jsonl`: what was refused when the set was made, one JSON object a line."""
+        if self._remote is None:
+            return (self.directory / "quarantine.jsonl").read_bytes()
+        return self._remote.content("quarantine.jsonl")
+
     def _locate(self, block: int, member: str) -> tuple[Path, int, int]:
         ref = self.blocks[block]
-        path = self.directory / ref.shard
+        path = self.shard_path(ref.shard)
         if ref.shard not in self._index:
             self._index[ref.shard] = tar_members(path)
         return path, *self._index[ref.shard][f"{ref.index:06d}.{member}"]
@@ -113,7 +143,11 @@ class ShardReader:
     def features(self, block: int) -> Rows:
         """The rows of a block, mapped from the file and not copied."""
         path, offset, _ = self._locate(block, "features.npy")
-        return _map_npy(path, offset, (self.blocks[block].rows, self.dim))
+        mapped = _map_npy(path, offset, (self.blocks[block].rows, self.dim))
+        if self._remote is not None and isinstance(mapped, np.memmap):
+            shard = self._infos[self.blocks[block].shard]
+            mapped.copy_in_use = self._remote.shard(shard)  # type: ignore[attr-defined]
+        return mapped
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows `start` to `stop` of the set, read into memory: a mapped file would stay in it."""
@@ -134,7 +168,7 @@ class ShardReader:
         ref, (offset, dtype) = self.blocks[block], self._places[block]
         count = min(stop, ref.rows) - start
         skipped = start * self.dim * dtype.itemsize
-        path = self.directory / ref.shard
+        path = self.shard_path(ref.shard)
         with open_shard(path) as file:
             numbers = np.fromfile(file, dtype, count * self.dim, offset=offset + skipped)
         if len(numbers) != count * self.dim:
@@ -147,7 +181,7 @@ class ShardReader:
         shards = self.header.shards
         if any(info.moments is None for info in shards):
             return None
-        stored = (shard_sums(self.directory / info.name) for info in shards)
+        stored = (shard_sums(self.shard_path(info.name)) for info in shards)
         return sum(stored, MomentSums.zero(self.dim))
 
     def record_bytes(self, block: int) -> bytes:
