@@ -10,6 +10,9 @@ SHAPED = (
     "shards",
     "sums",
     "data.plan",
+    "data.image_source",
+    "data.rows",
+    "data.shard_source",
     "data.sources",
     "evaluation.heldout",
 )

@@ -8,14 +8,14 @@ Letters: n pairs of a batch, D_v and D_t the widths of the two sets.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from revision.data.sources import unit_rows
+from revision.data.rows import StoredRows, unit_rows
 from revision.shards import ShardReader
 
 
@@ -53,38 +53,25 @@ class PairedRows:
     """The pairs of two feature sets, by number."""
 
     def __init__(self, image_shards: Path, text_shards: Path) -> None:
-        self.image, self.text = _RowReader(image_shards), _RowReader(text_shards)
+        self.image, self.text = StoredRows(image_shards), StoredRows(text_shards)
         _check_pairs(self.image.reader, self.text.reader)
         self.block_sizes = [block.rows for block in self.image.reader.blocks]
+        self.block_shards = self.image.block_shards
 
     def batch(self, numbers: Sequence[int], epoch: int = 0) -> PairedBatch:
         """The pairs of these rows, the same in every epoch."""
-        image, text = self.image.rows(numbers), self.text.rows(numbers)
-        return PairedBatch(image, text, window_targets=len(numbers))
+        chosen = np.array(numbers, np.int64)
+        image, text = (_unit(side, chosen) for side in (self.image, self.text))
+        return PairedBatch(image, text, window_targets=len(chosen))
 
 
-class _RowReader:
-    """Unit rows of a feature set by row number."""
+def _unit(rows: StoredRows, numbers: np.ndarray) -> Tensor:
+    def address(position: int) -> str:
+        number = int(numbers[position])
+        owner = next(islice(rows.reader.row_ids(), number, None))
+        return f"{rows.shard_path(number)}: row {number} of the set, of record {owner!r}"
 
-    def __init__(self, directory: Path) -> None:
-        self.reader = ShardReader(directory)
-        self.starts = np.cumsum([0, *(block.rows for block in self.reader.blocks)])
-
-    def rows(self, numbers: Sequence[int]) -> Tensor:
-        stored = np.empty((len(numbers), self.reader.dim), np.float64)
-        blocks = np.searchsorted(self.starts, np.array(numbers, np.int64), side="right") - 1
-        for position, (number, block) in enumerate(zip(numbers, blocks, strict=True)):
-            stored[position] = self.reader.features(int(block))[number - self.starts[block]]
-        return unit_rows(stored, lambda position: self._address(numbers[position]))
-
-    def _address(self, number: int) -> str:
-        block = int(np.searchsorted(self.starts, number, side="right")) - 1
-        row = number - int(self.starts[block])
-        owner = np.searchsorted(self.reader.row_counts(block).cumsum(), row, side="right")
-        shard = self.reader.directory / self.reader.blocks[block].shard
-        return (
-            f"{shard}: row {number} of the set, of record {self.reader.records(block)[owner].id!r}"
-        )
+    return unit_rows(rows.gather(numbers), address)
 
 
 def _check_pairs(image: ShardReader, text: ShardReader) -> None:

@@ -9,7 +9,7 @@ Letters: B samples, T token positions (right-padded), V pictures of the whole ba
 order, R feature rows of one picture (1 for pooled features), D feature width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,26 +94,29 @@ class Batch:
 
 
 def collate(samples: list[Sample], window_targets: int | None = None) -> Batch:
-    """Pad with zeros and `IGNORE` on the right; padding is known by `lengths`, never by an id.
-
-    Without `window_targets` the batch is its own window.
-    """
-    lengths = torch.tensor([len(sample.input_ids) for sample in samples])
-    input_ids = torch.zeros(len(samples), int(lengths.max()), dtype=torch.long)
-    labels = torch.full_like(input_ids, IGNORE)
-    for row, sample in enumerate(samples):
-        input_ids[row, : lengths[row]] = sample.input_ids
-        labels[row, : lengths[row]] = sample.labels
-    own_targets = sum(sample.num_targets for sample in samples)
-    return Batch(
-        ids=[sample.id for sample in samples],
-        input_ids=input_ids,
-        labels=labels,
-        lengths=lengths,
+    """The batch of these samples. Without `window_targets` it is its own window."""
+    batch = padded(
+        [sample.id for sample in samples],
+        [sample.input_ids for sample in samples],
+        [sample.labels for sample in samples],
+    )
+    return replace(
+        batch,
         visual=_join([(s.id, s.visual) for s in samples if s.visual is not None]),
         pixels=_join([(s.id, s.pixels) for s in samples if s.pixels is not None]),
-        window_targets=own_targets if window_targets is None else window_targets,
+        window_targets=batch.num_targets if window_targets is None else window_targets,
     )
+
+
+def padded(ids: list[str], sequences: Sequence[Tensor], targets: Sequence[Tensor]) -> Batch:
+    """Pad with zeros and `IGNORE` on the right; padding is known by `lengths`, never by an id."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    input_ids = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
+    labels = torch.full_like(input_ids, IGNORE)
+    for row, (sequence, own) in enumerate(zip(sequences, targets, strict=True)):
+        input_ids[row, : lengths[row]] = sequence
+        labels[row, : lengths[row]] = own
+    return Batch(ids, input_ids, labels, lengths)
 
 
 def dummy_sample(token_id: int) -> Sample:

@@ -10,8 +10,9 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from revision.data.record_turns import record_turns
 from revision.data.samples import Sample
-from revision.data.sources import SampleSource, record_turns
+from revision.data.sources import SampleSource
 from revision.models.llava import LlavaModel
 from revision.records import IMAGE_MARK, load_image
 
@@ -79,14 +80,14 @@ def log_answers(loggers: Sequence[Logger], model: LlavaModel, held_out: Any, num
 
 def _answer(model: LlavaModel, held_out: SampleSource, index: int) -> Row:
     """The first exchange of a record: what was asked, what was expected, what was answered."""
-    record, count = held_out.record(index), held_out.num_images(index)
-    turns = record_turns(record, count, plain=held_out.turns.ends_at_newline)
+    record, count = held_out.record(index), held_out.num_images(np.array([index]))
+    turns = record_turns(record, int(count[0]), plain=held_out.turns.ends_at_newline)
     asked = next(turn for turn in turns if turn.role == "user")
     expected = next(turn for turn in turns if turn.role == "assistant")
     encoded = model.turn_encoder()([asked])
     num_asked = asked.text.count(IMAGE_MARK)  # later turns may show more
-    images = held_out.images(index) if num_asked else {}
-    seen = {name: rows[:num_asked] for name, rows in images.items()}
+    asked_for = np.full(num_asked, index), np.arange(num_asked)
+    seen: dict[str, Any] = dict(held_out.pictures(*asked_for)) if num_asked else {}
     sample = Sample(record.id, encoded.input_ids, encoded.labels, **seen)
     (answer,) = model.generate([sample], max_new_tokens=32)
     return record.id, _picture(record.images), asked.text, expected.text, answer

@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from revision.data.image_source import ImageSource
 from revision.data.index import build_index
+from revision.data.record_turns import check_record, record_turns
 from revision.data.samples import IMAGE_SLOT
-from revision.data.sources import ImageSource, ShardSource, check_record, record_turns
+from revision.data.shard_source import ShardSource
 from revision.data.turn_encoder import TurnEncoder
 from revision.records import Record, Turn
 from revision.shards import ShardWriter, write_header
@@ -221,9 +223,8 @@ def test_a_picture_that_breaks_later_names_its_record(pictures):
 
 def test_wrong_number_of_slots_names_the_record(shards):
     data = source(shards)
-    data.num_images = lambda number: 2
-    data._seen = lambda *_: {"visual": torch.zeros(2, 1, DIM)}
-    with pytest.raises(ValueError, match="sample '3' has 1 <image> marks and 2 images"):
+    data.num_images = lambda numbers: np.full(len(numbers), 2)
+    with pytest.raises(ValueError, match="record '3': it has 1 <image> marks and 2 images"):
         data.sample(3)
 
 

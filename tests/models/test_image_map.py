@@ -14,7 +14,7 @@ from revision.alignment.methods.mean_shift import MeanShift
 from revision.alignment.methods.unicorn import Unicorn
 from revision.alignment.storage import load_alignment, save_alignment
 from revision.data.samples import Sample, collate
-from revision.data.sources import ShardSource
+from revision.data.shard_source import ShardSource
 from revision.evaluation.heldout import open_heldout
 from revision.models.directory import load_model, save_model
 from revision.models.llava import LlavaModel

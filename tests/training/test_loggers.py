@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from revision.data.sources import ShardSource
+from revision.data.shard_source import ShardSource
 from revision.records import Record, Turn
 from revision.shards import ShardWriter, write_header
 from revision.training import loggers

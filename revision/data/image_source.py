@@ -1,0 +1,63 @@
+"""Samples whose pictures are decoded on the fly; the frozen encoder of the model embeds them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from revision.data.index import RecordIndex
+from revision.data.sources import Mask, Numbers, SampleSource
+from revision.data.turn_encoder import TurnEncoder
+from revision.encoders.base import DualEncoder
+from revision.records import Record, load_image
+
+_INDEX_BLOCK = 4096
+
+
+class ImageSource(SampleSource):
+    """Samples with pixels, prepared by `encoder.image_inputs` in the loading process."""
+
+    def __init__(
+        self,
+        index: RecordIndex,
+        turns: TurnEncoder,
+        *,
+        image_root: Path | None,
+        encoder: DualEncoder,
+        **options: Any,
+    ) -> None:
+        self.index, self.image_root, self.encoder = index, image_root, encoder
+        self.dim = encoder.dim
+        full, rest = divmod(len(index), _INDEX_BLOCK)
+        self.block_sizes = [_INDEX_BLOCK] * full + ([rest] if rest else [])
+        self.block_shards = [0] * len(self.block_sizes)
+        super().__init__(turns, rows_per_image=encoder.rows_per_image, **options)
+
+    def record(self, number: int) -> Record:
+        return self.index[number]
+
+    def num_images(self, numbers: Numbers) -> Numbers:
+        if self.tokens is not None:
+            return self.tokens.num_images(numbers)
+        return np.array([len(self.index[n].images) for n in numbers.tolist()], np.int64)
+
+    def pictures(self, owners: Numbers, places: Numbers, epoch: int = 0) -> dict[str, Tensor]:
+        asked = zip(owners.tolist(), places.tolist(), strict=True)
+        return {"pixels": torch.stack([self._pixels(number, place) for number, place in asked])}
+
+    def same_picture(self, numbers: Numbers, others: Numbers) -> Mask:
+        pairs = zip(numbers.tolist(), others.tolist(), strict=True)
+        return np.array([self._pixels(a, 0).equal(self._pixels(b, 0)) for a, b in pairs], bool)
+
+    def data_identity(self) -> dict[str, Any]:
+        return {"index": self.index.directory.name}
+
+    def _pixels(self, number: int, place: int) -> Tensor:
+        record = self.index[number]
+        try:
+            picture = load_image(record.images[place], image_root=self.image_root)
+        except ValueError as error:
+            raise ValueError(f"record {record.id!r}: {error}; repair or remove it") from error
+        return self.encoder.image_inputs(picture)
