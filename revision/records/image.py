@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from revision.records.image_source import ImageRoot, OutsideRoot, read_source
 from revision.records.record import ImageSource
@@ -90,6 +90,8 @@ def _check_pixels(image: Image.Image) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # Pillow would copy it
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data raises anything, and the pixels are good
         return image
@@ -114,7 +116,7 @@ def _eight_bits(image: Image.Image, format: str | None) -> Image.Image:
 def _opaque(image: Image.Image) -> Image.Image:
     """On white where it is transparent."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     layer = image.convert("RGBA")
     canvas = Image.new("RGBA", layer.size, "white")
     return Image.alpha_composite(canvas, layer).convert("RGB")
