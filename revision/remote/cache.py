@@ -29,7 +29,7 @@ from revision.files import explained, replacing
 from revision.progress import track
 from revision.remote.address import shown, url_text
 from revision.remote.connection import RemoteError
-from revision.remote.stream import RETRY, Retry, fingerprint, open_stream
+from revision.remote.stream import Retry, fingerprint, open_stream
 
 CACHE_DIR, CACHE_GIB = "REVISION_CACHE_DIR", "REVISION_CACHE_GIB"
 _PIECE_BYTES = 2**20
@@ -85,7 +85,7 @@ def local_copy(
             return held
         with _locked(path.with_name(path.name + _LOCK)):
             if not path.exists():  # else another process was faster
-                _download(url, path, num_bytes, check, limit, retry or RETRY)
+                _download(url, path, num_bytes, check, limit, retry)
 
 
 def _limit_bytes() -> int:
@@ -150,7 +150,7 @@ def _download(
     num_bytes: int | None,
     check: Callable[[Path], str] | None,
     max_bytes: int,
-    retry: Retry,
+    retry: Retry | None,
 ) -> None:
     try:
         with open_stream(url, retry) as file, ExitStack() as stack:
