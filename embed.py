@@ -5,9 +5,11 @@
 writes `<output_dir>/images` and `<output_dir>/texts`. Run it again to continue after an
 interruption; what cannot be embedded is listed in `quarantine.jsonl` beside the shards. A sweep,
 
-    python embed.py -m data.caption_length=short,medium,long input=... output_dir=runs/lengths
+    python embed.py -m data.caption_length=short,medium,long input=... \\
+        'output_dir=runs/lengths/${data.caption_length}'
 
-writes each job below `<output_dir>/data.caption_length=short` and so on.
+writes each job where its `output_dir` says, and below `<output_dir>/data.caption_length=short` and
+so on where that says the same for all.
 """
 
 from pathlib import Path
@@ -24,7 +26,8 @@ def run(cfg: DictConfig) -> Path:
     # torch and transformers take seconds to import: not before the config has been composed.
     from revision.training.launch import in_own_processes, needs_own_processes, num_local_processes
 
-    cfg.output_dir = str(job_directory(Path(cfg.output_dir), named_by="output_dir"))
+    if not OmegaConf.is_interpolation(cfg, "output_dir"):
+        cfg.output_dir = str(job_directory(Path(cfg.output_dir), named_by="output_dir"))
     num_processes = num_local_processes(cfg.accelerator, cfg.devices)
     is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if needs_own_processes(num_processes, is_sweep=is_sweep, script=__file__):

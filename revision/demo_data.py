@@ -69,17 +69,15 @@ class Picture:
         return last if comma and last.split(" ", 1)[0] in ARTICLES else None
 
 
-def prepare(data_dir: Path, output_dir: Path, *, max_caption_words: int | None = None) -> None:
+def prepare(data_dir: Path, output_dir: Path) -> None:
     """Write `<split>.json` (LLaVA conversations), `unpaired.json` (ReVision) and `images/`.
 
     `unpaired.json` names the pictures of `tune` and the texts of `pretrain`: no picture and text
-    in it describe the same thing. `max_caption_words` cuts every caption that stage 1 reads.
+    in it describe the same thing.
 
     Raises:
-        ValueError: a split is missing or `max_caption_words` is not positive.
+        ValueError: a split is missing.
     """
-    if max_caption_words is not None and max_caption_words < 1:
-        raise ValueError(f"max_caption_words={max_caption_words}, at least 1 is needed")
     pictures = {}
     for split in ASK_EVERY:
         pictures[split] = list(read_split(data_dir / f"{split}-000.tar"))
@@ -88,13 +86,10 @@ def prepare(data_dir: Path, output_dir: Path, *, max_caption_words: int | None =
         for picture in track(pictures[split], f"unpack {split}"):
             (folder / f"{picture.id}.{picture.suffix}").write_bytes(picture.content)
     for split, members in pictures.items():
-        words = max_caption_words if split == "pretrain" else None
-        _write(output_dir / f"{split}.json", [*conversations(split, members, words)])
+        _write(output_dir / f"{split}.json", [*conversations(split, members)])
     unpaired = {
         "images": [{"id": p.id, "image": _address("tune", p)} for p in pictures["tune"]],
-        "texts": [
-            {"id": p.id, "text": cut(p.text, max_caption_words)} for p in pictures["pretrain"]
-        ],
+        "texts": [{"id": p.id, "text": p.text} for p in pictures["pretrain"]],
     }
     _write(output_dir / "unpaired.json", unpaired)
 
@@ -116,19 +111,16 @@ def read_split(path: Path) -> Iterator[Picture]:
                 yield Picture(entry["id"], entry["text"], entry["category"], suffix, file.read())
 
 
-def conversations(
-    split: str, pictures: Sequence[Picture], max_caption_words: int | None = None
-) -> Iterator[dict[str, Any]]:
+def conversations(split: str, pictures: Sequence[Picture]) -> Iterator[dict[str, Any]]:
     """One LLaVA conversation per picture, in order; the same ones in every run."""
     questions = ask(pictures, every=ASK_EVERY[split])
     for picture, asked in zip(pictures, questions, strict=True):
-        caption = cut(picture.text, max_caption_words)
-        turns = [*asked, (CAPTION_QUESTION, caption)]
+        turns = [*asked, (CAPTION_QUESTION, picture.text)]
         turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
         yield {
             "id": picture.id,
             "image": _address(split, picture),
-            "caption": caption,
+            "caption": picture.text,
             "conversations": [
                 {"from": who, "value": value}
                 for turn in turns
@@ -188,13 +180,6 @@ def choose(right: str, generator: np.random.Generator) -> QuestionAnswer:
     offered = [right, *generator.choice(wrong, NUM_CHOICES - 1, replace=False).tolist()]
     offered = [offered[i] for i in generator.permutation(NUM_CHOICES)]
     return f"Which word fits it best: {', '.join(offered[:-1])} or {offered[-1]}?", right
-
-
-def cut(text: str, max_words: int | None) -> str:
-    """The first `max_words` words, without a comma left at the end."""
-    if max_words is None or len(text.split()) <= max_words:
-        return text
-    return " ".join(text.split()[:max_words]).rstrip(",")
 
 
 def _address(split: str, picture: Picture) -> str:

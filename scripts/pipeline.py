@@ -111,35 +111,36 @@ def run(cfg: DictConfig) -> Path:
 def embed(commands: Commands, cfg: DictConfig) -> Features:
     """Train the encoder's heads, then embed every split that something later reads."""
     data_dir = Path(cfg.data.dir)
-    prepared = prepare(commands, cfg, data_dir)
-    captions = prepare(commands, cfg, data_dir, max_caption_words=cfg.data.max_caption_words)
+    prepared = prepare(commands, data_dir)
     encoder = train_encoder(commands, cfg, data_dir)
     wanted = {"pretrain": "text", "tune": "image", "val": "both", "test": "both"}
     if "paired" in (cfg.setting, cfg.baseline):
         wanted["pretrain"] = "both"
     sets = {}
     for split, modality in wanted.items():
-        records = captions if split == "pretrain" else prepared
         arguments = [
             "encoder=clipart",
             f"encoder.path={encoder / 'encoder'}",
-            f"input={records / split}.json",
-            f"image_root={records / 'images'}",
+            f"input={prepared / split}.json",
+            f"image_root={prepared / 'images'}",
             f"modality={modality}",
         ]
-        sets[split] = commands.run(f"embed-{split}", "embed", arguments, [records, encoder])
+        if split == "pretrain":
+            arguments += caption_controls(cfg)
+        sets[split] = commands.run(f"embed-{split}", "embed", arguments, [prepared, encoder])
     return Features(prepared, encoder, sets)
 
 
-def prepare(
-    commands: Commands, cfg: DictConfig, data_dir: Path, max_caption_words: int | None = None
-) -> Result:
-    """Pictures, conversations and captions, those of stage 1 cut to `max_caption_words`."""
-    arguments = [f"data_dir={data_dir}"]
-    if max_caption_words is not None:
-        arguments.append(f"max_caption_words={max_caption_words}")
+def caption_controls(cfg: DictConfig) -> list[str]:
+    """What stage 1 reads of the captions, as `embed.py` takes it."""
+    chosen = {key: cfg.data[key] for key in ("caption_length", "max_caption_words")}
+    return [f"data.{key}={value}" for key, value in chosen.items() if value is not None]
+
+
+def prepare(commands: Commands, data_dir: Path) -> Result:
+    """Pictures, conversations and captions."""
     shards = sorted(data_dir.glob("*.tar"))
-    return commands.run("prepare", "scripts/prepare_demo", arguments, files=shards)
+    return commands.run("prepare", "scripts/prepare_demo", [f"data_dir={data_dir}"], files=shards)
 
 
 def train_encoder(commands: Commands, cfg: DictConfig, data_dir: Path) -> Result:

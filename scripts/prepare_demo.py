@@ -15,7 +15,7 @@ def run(cfg: DictConfig) -> Path:
     from revision.demo_data import prepare
 
     output_dir = Path(cfg.output_dir)
-    prepare(Path(cfg.data_dir), output_dir, max_caption_words=cfg.max_caption_words)
+    prepare(Path(cfg.data_dir), output_dir)
     print(f"{output_dir}: {', '.join(sorted(p.name for p in output_dir.glob('*.json')))}, images/")
     return output_dir
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from revision.demo_data import CAPTION_QUESTION, Picture, conversations, cut, prepare
+from revision.demo_data import CAPTION_QUESTION, Picture, conversations, prepare
 from revision.records import Record, load_image, read_records
 
 DATA_DIR = Path(__file__).parents[1] / "data" / "openclipart"
@@ -125,29 +125,7 @@ def test_a_no_that_cannot_be_asked_is_not_asked():
     assert asked.count("yes") == 1
 
 
-@pytest.mark.parametrize(
-    ("max_words", "expected"),
-    [
-        (None, "iran, a flag from asia"),
-        (9, "iran, a flag from asia"),
-        (1, "iran"),
-        (3, "iran, a flag"),
-    ],
-)
-def test_captions_are_cut_at_words(max_words, expected):
-    assert cut("iran, a flag from asia", max_words) == expected
-
-
-def test_only_stage_one_reads_cut_captions(tmp_path):
-    prepare(DATA_DIR, tmp_path, max_caption_words=2)
-    assert max(len(text["text"].split()) for text in read(tmp_path, "unpaired")["texts"]) == 2
-    assert max(len(entry["caption"].split()) for entry in read(tmp_path, "pretrain")) == 2
-    assert max(len(entry["caption"].split()) for entry in read(tmp_path, "test")) > 2
-
-
 def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match="max_caption_words=0, at least 1"):
-        prepare(DATA_DIR, tmp_path, max_caption_words=0)
     shutil.copy(DATA_DIR / "pretrain-000.tar", tmp_path)
     with pytest.raises(ValueError, match=r"tune-000\.tar is missing"):
         prepare(tmp_path, tmp_path / "out")

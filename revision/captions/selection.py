@@ -120,11 +120,16 @@ class Selection:
 
 
 def edited(record: Record, controls: Controls) -> Record:
-    """The record with its caption cut as `controls` say."""
+    """The record with its caption cut as `controls` say, also where it is a turn of a conversation.
+
+    Other turns stay whole: what is not the caption has its own length.
+    """
     words, sentences = controls.max_caption_words, controls.max_caption_sentences
     if not record.text or (words is None and sentences is None):
         return record
-    return replace(record, text=cut_caption(record.text, max_words=words, max_sentences=sentences))
+    cut = cut_caption(record.text, max_words=words, max_sentences=sentences)
+    turns = (replace(t, text=cut) if t.text == record.text else t for t in record.conversations)
+    return replace(record, text=cut, conversations=tuple(turns))
 
 
 def select(entries: Iterable[Entry], controls: Controls) -> Selection:

@@ -9,7 +9,7 @@ import pytest
 
 from revision.captions import Controls, Selection, columns, count_words, select
 from revision.captions.selection import Entry
-from revision.records import Record, Rejection
+from revision.records import Record, Rejection, Turn
 
 
 def records(count: int, seed: int = 0) -> list[Entry]:
@@ -146,3 +146,11 @@ def test_a_record_that_was_never_judged_is_refused() -> None:
     selection = select(judged, Controls(dedup="exact"))
     with pytest.raises(ValueError, match="record 'a': an earlier entry of the input has the same"):
         list(selection.apply([Rejection("a", "empty text", "1"), Record("a", "a text")]))
+
+
+def test_a_turn_that_is_the_caption_is_cut_with_it() -> None:
+    turns = (Turn("user", "<image>\nWhat?"), Turn("assistant", "a red cat"), Turn("user", "a red"))
+    selection = select([Record("a", "a red cat", (), turns)], Controls(max_caption_words=1))
+    record = selection.edit(Record("a", "a red cat", (), turns))
+    assert record.text == "a"
+    assert [turn.text for turn in record.conversations] == ["<image>\nWhat?", "a", "a red"]
