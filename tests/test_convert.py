@@ -291,6 +291,7 @@ def test_the_command_line_converts_what_clip_retrieval_wrote(tmp_path, convert, 
     ("arguments", "message"),
     [
         (["format=clip_retrieval", "direction=export", "input=a", "output_dir=b"], "cannot export"),
+        (["format=llm2clip_tar", "input=in", "output_dir=set"], "needs the encoder whose adapter"),
         (["format=parquet", "input=in", "output_dir=set"], "format 'parquet'"),
         (["format=revision_pkl", "kind=sound", "input=pkl", "output_dir=set"], "not 'sound'"),
         (["format=revision_pkl", "direction=up", "input=in", "output_dir=set"], "cannot up"),

@@ -119,7 +119,12 @@ class LLM2CLIPEncoder(DualEncoder):
 
     @torch.no_grad()
     def encode_texts(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n D"]:
-        return unit_rows(self.adapter(self.pooled_states(inputs)))
+        return self.adapted(self.pooled_states(inputs))
+
+    @torch.no_grad()
+    def adapted(self, pooled: Float[Tensor, "n H"]) -> Float[Tensor, "n D"]:
+        """Unit rows of pooled states, of ours or of LLM2CLIP's tars."""
+        return unit_rows(self.adapter(pooled))
 
     @torch.no_grad()
     def pooled_states(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n H"]:
