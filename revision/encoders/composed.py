@@ -39,7 +39,7 @@ from revision.encoders.base import (
     write_identity,
 )
 from revision.encoders.hf import num_truncated, text_limit
-from revision.encoders.pixels import bytes_of, check_decode
+from revision.encoders.pixels import bytes_of, check_decode, resize
 from revision.files import write_bytes
 
 COMPOSED = "composed_dual_encoder"
@@ -99,7 +99,7 @@ class TowerPair(DualEncoder):
         return digest.hexdigest()
 
     def image_inputs(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
-        return bytes_of(fit_on_white(image, self.image_size))
+        return bytes_of(fit_on_white(image, self.image_size, self.decode))
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         return fitted(width, height, self.image_size)
@@ -206,11 +206,11 @@ class ComposedDualEncoder(DualEncoder):
         write_identity(self, directory)
 
 
-def fit_on_white(image: Image.Image, size: int) -> Image.Image:
+def fit_on_white(image: Image.Image, size: int, decode: Decode = "exact") -> Image.Image:
     """The whole picture, its longer side `size` pixels, centred on a white square."""
     width, height = fitted(*image.size, size)
     canvas = Image.new("RGB", (size, size), "white")
-    small = image.resize((width, height), Image.Resampling.BICUBIC)
+    small = resize(image, (width, height), Image.Resampling.BICUBIC, decode)
     canvas.paste(small, ((size - width) // 2, (size - height) // 2))
     return canvas
 
