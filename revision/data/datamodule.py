@@ -24,6 +24,7 @@ from revision.data.sources import SampleSource
 from revision.data.turn_encoder import TurnEncoder
 from revision.data.windows import BatchSource, HeldOutDataset, WindowDataset, WindowLoader
 from revision.encoders.base import DualEncoder
+from revision.records import described_input
 
 
 class PlannedDataModule(L.LightningDataModule):
@@ -148,6 +149,17 @@ class PlannedDataModule(L.LightningDataModule):
         size = self.batch_size if self.pack_tokens is None else 1  # positions of the order
         return StepPlan(self.order, size, self.accumulate, rank, world_size, self.start)
 
+    def facts(self, step: int, world_size: int) -> dict[str, Any]:
+        """Where the data stands before `step`, for the checkpoint."""
+        plan = self.plan(0, world_size)
+        place = plan.place(step)
+        return {
+            "epoch": place.epoch,
+            "position": place.position,
+            "unit": "record" if self.pack_tokens is None else "packed batch",
+            "global_batch": plan.global_batch,
+        }
+
     def _loading(self) -> dict[str, Any]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {"num_workers": self.num_workers, "pin_memory": on_gpu}
@@ -249,7 +261,7 @@ class VisualDataModule(PlannedDataModule):
             index_root=Path(index_root),
             token_root=token_directory(tokens, token_root),
             cache_blocks=2 * shuffle_blocks,
-            on_index=tell_rejected,
+            on_index=tell_index,
         )
         self.alignment, self.max_caption_words = alignment, max_caption_words
 
@@ -277,8 +289,9 @@ class VisualDataModule(PlannedDataModule):
         return MixtureOrder(plans, [part.weight for part in self.parts], seed=self.seed)
 
 
-def tell_rejected(input: str | Path, index: RecordIndex) -> None:
-    """Say how many records of `input` cannot be used, and where they are listed."""
+def tell_index(input: str | Path, index: RecordIndex) -> None:
+    """Say how `input` is read, how many of its records cannot be used, and where these are named."""
+    _tell(described_input(input, "auto"))
     if index.num_rejected:
         _tell(
             f"{input}: {len(index)} records, {index.num_rejected} rejected, "

@@ -29,7 +29,9 @@ from revision.files import explained, locked
 from revision.progress import track
 from revision.records import Record, Rejection, input_files, json_line, read_records
 from revision.records.image import check_header
-from revision.records.image_source import image_file, is_member
+from revision.records.image_source import image_file, is_member, remote_file
+from revision.records.inputs import shown_input
+from revision.remote import is_url, url_text
 
 QUARANTINE = "quarantine.jsonl"
 _VERSION = 3
@@ -62,7 +64,7 @@ class RecordIndex:
 
 
 def build_index(
-    input: Path,
+    input: str | Path,
     index_root: Path,
     *,
     image_root: Path | None,
@@ -105,7 +107,7 @@ def _remove_if_dead(leftover: Path) -> None:
 
 
 def _write(
-    directory: Path, input: Path, image_root: Path | None, check: Callable[[Record], None]
+    directory: Path, input: str | Path, image_root: Path | None, check: Callable[[Record], None]
 ) -> None:
     accepted, rejected = 0, 0
     with (
@@ -114,7 +116,7 @@ def _write(
         (directory / QUARANTINE).open("wb") as quarantine,
     ):
         stream = read_records(input, side="image", image_root=image_root)
-        for entry in track(stream, f"index {input.name}"):
+        for entry in track(stream, f"index {shown_input(input)}"):
             entry = _usable(entry, image_root, check)
             if isinstance(entry, Rejection):
                 quarantine.write(json_line(asdict(entry)))
@@ -153,6 +155,9 @@ def _check_image(image: str | bytes, address: str, image_root: Path | None) -> N
             f"{address}: a picture that is stored as bytes there cannot be opened again while "
             "training; embed the input with embed.py and give the feature set as data.shards"
         )
+    if is_url(address) or (image_root is not None and is_url(image_root)):
+        remote_file(address, image_root)  # to open each would cost a request for each
+        return
     path = image_file(address, image_root)
     if is_member(address):
         return
@@ -176,7 +181,8 @@ def _publish(temporary: Path, directory: Path) -> None:
             raise
 
 
-def _fingerprint(input: Path, image_root: Path | None) -> str:
+def _fingerprint(input: str | Path, image_root: Path | None) -> str:
     facts: list[Any] = [file.stamp() for file in input_files(input)]
-    facts += [_VERSION, str(image_root.resolve()) if image_root else None]
+    root = image_root and (url_text(image_root) if is_url(image_root) else image_root.resolve())
+    facts += [_VERSION, str(root) if root else None]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from revision.data.datamodule import PlannedDataModule, tell_rejected
+from revision.data.datamodule import PlannedDataModule, tell_index
 from revision.data.image_text import ImageTextPairs, check_pair
 from revision.data.index import build_index
 from revision.data.pairs import PairedRows
@@ -99,10 +99,8 @@ class ImageTextDataModule(PlannedDataModule):
         return self._source(self.input), held_out
 
     def _source(self, input: str | Path) -> ImageTextPairs:
-        index = build_index(
-            Path(input), self.index_root, image_root=self.image_root, check=check_pair
-        )
-        tell_rejected(input, index)
+        index = build_index(input, self.index_root, image_root=self.image_root, check=check_pair)
+        tell_index(input, index)
         return ImageTextPairs(
             index,
             image_root=self.image_root,

@@ -94,7 +94,7 @@ class SourceMaker:
     index_root: Path
     token_root: Path | None
     cache_blocks: int
-    on_index: Callable[[Path, RecordIndex], None]
+    on_index: Callable[[str | Path, RecordIndex], None]
 
     def training(
         self, part: Part, alignment: RowMap | None, max_caption_words: int | None
@@ -115,14 +115,14 @@ class SourceMaker:
                 **options,
             )
         assert part.input is not None
-        return self._pictures(Path(part.input), part.image_root, options)
+        return self._pictures(part.input, part.image_root, options)
 
     def held_out(self, part: Part) -> SampleSource:
         """Neither mapped nor cut."""
         return self.training(part, None, None)
 
     def _pictures(
-        self, input: Path, image_root: str | Path | None, options: dict[str, Any]
+        self, input: str | Path, image_root: str | Path | None, options: dict[str, Any]
     ) -> ImageSource:
         if self.encoder is None:
             raise ValueError(

@@ -33,7 +33,7 @@ from revision.captions import Controls
 from revision.encoders.base import DualEncoder, Side, is_patches
 from revision.encoders.plan import Plan, Selector, Source
 from revision.encoders.work import Batch, Call, EmbeddingDataset, encoder_call, quiet_worker
-from revision.records import Record, Rejection
+from revision.records import Inputs, Record, Rejection, described_input, input_text
 from revision.shards import (
     GRID_ROWS,
     Header,
@@ -49,7 +49,7 @@ SETS: dict[Side, str] = {"image": "images", "text": "texts"}
 def embed_records(
     encoder: DualEncoder,
     *,
-    input: str | Path,
+    input: Inputs,
     output_dir: str | Path,
     image_root: str | Path | None = None,
     modality: str = "both",
@@ -77,11 +77,12 @@ def embed_records(
             have been mixed with these).
     """
     sides = _sides(modality)
+    _announce(input, format)
     root = None if image_root is None else Path(image_root)
     selector = Selector(controls or Controls())
     plans = [
         Plan.make(
-            Source(str(input), side, root, format),
+            Source(input_text(input), side, root, format),
             Path(output_dir) / SETS[side],
             encoder=encoder.identity(),
             dtype=dtype,
@@ -319,6 +320,11 @@ class OpenShard:
         except BaseException as raised:  # the writer hands the same error on
             if raised is not error:
                 raise
+
+
+@rank_zero_only
+def _announce(input: Inputs, format: str) -> None:
+    print(described_input(input, format), flush=True)
 
 
 @rank_zero_only

@@ -102,7 +102,8 @@ class InputFile:
 def input_text(given: Inputs) -> str:
     """Any input as one text, which configs and headers can hold."""
     pieces = [given] if isinstance(given, (str, Path)) else list(given)
-    return SEPARATOR.join(url_text(piece) for piece in pieces)
+    parts = [part for piece in pieces for part in str(piece).split(SEPARATOR)]
+    return SEPARATOR.join(url_text(part) for part in parts)
 
 
 def shown_input(given: Inputs) -> str:
