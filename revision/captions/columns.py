@@ -14,7 +14,7 @@ import numpy as np
 
 REFUSED, REMOVED, BARE, WHOLE, CUT = range(5)  # states; BARE: kept, without a caption
 ROW = np.dtype([("key", "<u8"), ("words", "<u4"), ("state", "u1")])
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 _COARSE_BITS = 16
 
 

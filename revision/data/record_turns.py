@@ -1,5 +1,6 @@
 """A record -> the turns that are learnt from it: its conversation, or a request for its caption."""
 
+from revision.captions import cut_words
 from revision.data.templates import check_turns
 from revision.records import IMAGE_MARK, Record, Turn
 
@@ -26,7 +27,7 @@ def record_turns(
     if not caption:
         raise ValueError(f"record {record.id!r} has neither a text nor a conversation to learn")
     if max_caption_words is not None:
-        caption = " ".join(caption.split()[:max_caption_words])
+        caption = cut_words(caption, max_caption_words)
     request = f"{IMAGE_MARK}\n" * num_images + caption_prompt
     return (Turn("user", request), Turn("assistant", caption.strip()))
 
