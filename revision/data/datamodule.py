@@ -290,7 +290,7 @@ class VisualDataModule(PlannedDataModule):
 
 
 def tell_index(input: str | Path, index: RecordIndex) -> None:
-    """Say how `input` is read, how many of its records cannot be used, and where these are named."""
+    """Say how `input` is read, and where those of its records that cannot be used are listed."""
     _tell(described_input(input, "auto"))
     if index.num_rejected:
         _tell(
