@@ -1,13 +1,17 @@
-"""Rows of a feature set by number, many at a time: mapped blocks, one indexing per block.
+"""Rows of a feature set by number, many at a time, read from the shards and never mapped.
 
-Nothing of a row stays in private memory; of the mapped files, the newest blocks stay mapped.
+Pages of a mapped file stay in the resident memory of the process, and a mapped file that becomes
+shorter kills it; a read that finds too little says so. Mapping takes a third less CPU time per
+batch. What is kept is one open file per block, for the newest blocks.
 
-Letters: n rows that are asked for, D feature width.
+Letters: n runs of `length` consecutive rows that are asked for, D feature width.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -15,26 +19,22 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from revision.shards import ShardReader
-from revision.shards.layout import MIN_NORM
+from revision.shards.layout import MIN_NORM, truncated
 from revision.sums import to_float64
 
-_MAPPED_BLOCKS = 16
+_OPEN_BLOCKS = 64
 
 
 class StoredRows:
     """The rows of the feature set in `directory`. May be pickled to workers."""
 
-    def __init__(self, directory: Path, mapped_blocks: int = _MAPPED_BLOCKS) -> None:
+    def __init__(self, directory: Path) -> None:
         self.reader = ShardReader(directory)
-        self.mapped_blocks = mapped_blocks
         self.starts = np.cumsum([0, *(block.rows for block in self.reader.blocks)], dtype=np.int64)
-        self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._open: OrderedDict[int, tuple[IO[bytes], int]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        return vars(self) | {"_mapped": OrderedDict()}
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
+        return vars(self) | {"_open": OrderedDict()}
 
     @property
     def block_shards(self) -> list[int]:
@@ -42,16 +42,24 @@ class StoredRows:
         shards = {info.name: index for index, info in enumerate(self.reader.header.shards)}
         return [shards[block.shard] for block in self.reader.blocks]
 
-    def gather(self, numbers: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
-        """These rows as they are stored, in a copy."""
-        blocks = np.searchsorted(self.starts, numbers, side="right") - 1
-        wanted = np.unique(blocks)
-        if len(wanted) == 1:
-            return self._block(int(wanted[0]))[numbers - self.starts[wanted[0]]]
-        rows = np.empty((len(numbers), self.reader.dim), self.reader.header.dtype)
-        for block in wanted:
-            here = np.flatnonzero(blocks == block)
-            rows[here] = self._block(int(block))[numbers[here] - self.starts[block]]
+    def gather(
+        self, firsts: Int64[np.ndarray, " n"], length: int = 1
+    ) -> Float[np.ndarray, "rows dim"]:
+        """Rows `first` to `first + length` for each of `firsts`, as they are stored.
+
+        Runs lie inside one block. Raises ValueError for a file that has become shorter.
+        """
+        rows = np.empty((len(firsts) * length, self.reader.dim), self.reader.header.dtype)
+        size = self.reader.dim * rows.itemsize
+        blocks = np.searchsorted(self.starts, firsts, side="right") - 1
+        offsets = ((firsts - self.starts[blocks]) * size).tolist()
+        target = rows.reshape(-1).view(np.uint8).data
+        for run, (block, offset) in enumerate(zip(blocks.tolist(), offsets, strict=True)):
+            file, start = self._open.get(block) or self._opened(block)
+            place = target[run * length * size : (run + 1) * length * size]
+            if os.preadv(file.fileno(), [place], start + offset) != len(place):
+                path, found = self.shard_path(int(firsts[run])), f"its end is in block {block}"
+                raise ValueError(truncated(path, found))
         return rows
 
     def shard_path(self, number: int) -> Path:
@@ -59,13 +67,15 @@ class StoredRows:
         block = int(np.searchsorted(self.starts, number, side="right")) - 1
         return self.reader.directory / self.reader.blocks[block].shard
 
-    def _block(self, block: int) -> np.ndarray:
-        if block not in self._mapped:
-            self._mapped[block] = np.asarray(self.reader.features(block))
-            if len(self._mapped) > self.mapped_blocks:
-                self._mapped.popitem(last=False)
-        self._mapped.move_to_end(block)
-        return self._mapped[block]
+    def _opened(self, block: int) -> tuple[IO[bytes], int]:
+        """The file of a block and where its rows begin in it; the oldest block is let go."""
+        mapped = self.reader.features(block)
+        assert isinstance(mapped, np.memmap) and mapped.filename is not None, "it has rows"
+        if len(self._open) >= _OPEN_BLOCKS:
+            self._open.popitem(last=False)
+        file = open(mapped.filename, "rb", buffering=0)  # noqa: SIM115 (closed when let go)
+        self._open[block] = file, mapped.offset
+        return self._open[block]
 
 
 def unit_rows(

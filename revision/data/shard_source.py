@@ -64,7 +64,7 @@ class ShardSource(SampleSource):
         cache_blocks: int = 16,
         **options: Any,
     ) -> None:
-        self.rows = StoredRows(directory, cache_blocks)
+        self.rows = StoredRows(directory)
         self.reader: ShardReader = self.rows.reader
         header = self.reader.header
         self.dim = header.dim
@@ -121,11 +121,10 @@ class ShardSource(SampleSource):
     def _stored(self, owners: Numbers, places: Numbers) -> np.ndarray:
         """The rows of these pictures as they are stored."""
         pictures = self._picture_starts(owners) + places
-        rows = pictures[:, None] * self.rows_per_image + np.arange(self.rows_per_image)
-        return self.rows.gather(rows.reshape(-1))
+        return self.rows.gather(pictures * self.rows_per_image, self.rows_per_image)
 
     def _address(self, owner: int, place: int) -> str:
-        row = int(self._picture_starts(np.array([owner]))[0]) + place
+        row = int(self._picture_starts(np.array([owner]))[0]) + place  # one row per picture
         return f"{self.rows.shard_path(row)}: row {place} of record {self.record(owner).id!r}"
 
     def _aligned(self, alignment: RowMap, stored: Tensor, owners: Numbers, epoch: int) -> Tensor:

@@ -43,7 +43,9 @@ PART_RECORDS = 65_536
 REJECTED = "rejected.jsonl"
 _VERSION = 1
 _COUNTS = ("num_tokens", "num_id_bytes", "num_pictures")
+_FILES = ("tokens.i32", "starts.i64", "ids.bin", "lengths.i32")
 _CHUNK = 512
+_KEPT_BATCHES = 64
 _SHOWN = 5
 
 
@@ -59,16 +61,20 @@ class TokenSource(Protocol):
 
 
 class TokenCache:
-    """The tokens of a complete cache, by record number. May be pickled to workers."""
+    """The tokens of a complete cache, by record number. May be pickled to workers.
+
+    Pages of the files that were looked at are let go every few batches: resident memory does not
+    grow with the data.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.lengths = np.memmap(directory / "lengths.i32", np.int32, mode="r")
-        self._tokens = np.asarray(np.memmap(directory / "tokens.i32", np.int32, mode="r"))
-        starts = np.memmap(directory / "starts.i64", np.int64, mode="r")
-        self._starts = np.asarray(starts).reshape(-1, 3)
-        with (directory / "ids.bin").open("rb") as file:
-            self._ids = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps = [_mapped(directory / f"{name}") for name in _FILES[:3]]
+        self._tokens = np.frombuffer(self._maps[0], np.int32)
+        self._starts = np.frombuffer(self._maps[1], np.int64).reshape(-1, 3)
+        self._ids = self._maps[2]
+        self._num_batches = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -99,6 +105,10 @@ class TokenCache:
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """The padded texts of these records, without pictures."""
+        self._num_batches += 1
+        if self._num_batches % _KEPT_BATCHES == 0:
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
         firsts = self._starts[numbers, 0]
         lengths = self._starts[numbers + 1, 0] - firsts
         ends = lengths.cumsum()
@@ -117,6 +127,11 @@ class TokenCache:
         )
         batch.window_targets = batch.num_targets
         return batch
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def build_tokens(
@@ -218,9 +233,8 @@ def _join(directory: Path, num_records: int, identity: dict[str, Any]) -> None:
     _check_rejected(directory, parts, num_records)
     base = np.zeros((1, 3), np.int64)
     with ExitStack() as stack:
-        tokens, starts, lengths, ids = (
-            stack.enter_context(replacing(directory / name))
-            for name in ("tokens.i32", "starts.i64", "lengths.i32", "ids.bin")
+        tokens, starts, ids, lengths = (
+            stack.enter_context(replacing(directory / name)) for name in _FILES
         )
         stack.enter_context(explained(directory))
         starts.write(base.tobytes())
