@@ -94,8 +94,9 @@ def listing(url: str, pattern: str = "*") -> list[str]:
         )
     driver, path = filesystem(url)
     driver.invalidate_cache(path)
-    found = driver.glob(f"{path.rstrip('/')}/{pattern}")
-    return sorted(driver.unstrip_protocol(name) for name in found if driver.isfile(name))
+    found = driver.glob(f"{path.rstrip('/')}/{pattern}", detail=True)
+    names = (name for name, facts in found.items() if facts["type"] == "file")
+    return sorted(f"{url.rstrip('/')}/{name.rsplit('/', 1)[-1]}" for name in names)
 
 
 def is_directory(url: str) -> bool:
