@@ -69,7 +69,7 @@ def command(*arguments, **environment):
 
 
 def test_every_encoder_config_binds_to_its_constructor():
-    assert len(ENCODERS) == 8
+    assert len(ENCODERS) == 10
     for path in ENCODERS:
         options = OmegaConf.to_container(OmegaConf.load(path))
         constructor = get_method(options.pop("_target_"))

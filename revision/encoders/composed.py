@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -39,8 +39,15 @@ from revision.encoders.base import (
     write_identity,
 )
 from revision.encoders.hf import num_truncated, text_limit
+from revision.encoders.pairing import (
+    PAIR,
+    Towers,
+    digest_of,
+    load_saved_pair,
+    raw_bytes,
+    write_config,
+)
 from revision.encoders.pixels import bytes_of, check_decode, resize
-from revision.files import write_bytes
 
 COMPOSED = "composed_dual_encoder"
 TOWERS = "tower_pair"
@@ -48,12 +55,14 @@ VISION_ARCHITECTURE = "efficientnet-lite0"
 _CLASSIFIER = ("_fc.weight", "_fc.bias")  # ImageNet's 1,000 classes, which nothing here reads
 
 
-class TowerPair(DualEncoder):
+class TowerPair(Towers):
     """The two towers without heads: image rows of width 1280, text rows of width 384, unit norm.
 
     The two sides do not share a space, so `dim` (the width of the image rows) describes only one
     of them; ask `feature_dim`.
     """
+
+    kind = TOWERS
 
     def __init__(
         self,
@@ -71,6 +80,9 @@ class TowerPair(DualEncoder):
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.decode = decode
+        self.description = (
+            f"EfficientNet-Lite0 (pictures on a white square of {image_size}) and MiniLM"
+        )
         self.dim = vision._conv_head.out_channels
         self.freeze()
 
@@ -92,20 +104,13 @@ class TowerPair(DualEncoder):
     def _digest(self) -> str:
         """Of the weights and the vocabulary as loaded: the same wherever the directory lies."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        digest = hashlib.sha256(json.dumps(vocabulary).encode())
-        for tower in (self.vision, self.text):
-            for name, tensor in tower.state_dict().items():
-                digest.update(name.encode() + _raw(tensor))
-        return digest.hexdigest()
+        return digest_of([self.vision, self.text], vocabulary)
 
     def image_inputs(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
         return bytes_of(fit_on_white(image, self.image_size, self.decode))
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         return fitted(width, height, self.image_size)
-
-    def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
-        return self.tokenize(texts).inputs
 
     def tokenize(self, texts: list[str]) -> Tokens:
         limit = text_limit(self.text.config, self.tokenizer)
@@ -126,12 +131,10 @@ class TowerPair(DualEncoder):
         mask = inputs["attention_mask"].unsqueeze(-1).to(states)
         return unit_rows((states * mask).sum(1) / mask.sum(1))
 
-    def save(self, directory: Path) -> None:
-        self._save_towers(directory)
-        _write_config(directory, {"model_type": TOWERS, "image_size": self.image_size})
-        write_identity(self, directory)
+    def layout(self) -> dict[str, Any]:
+        return {"image_size": self.image_size}
 
-    def _save_towers(self, directory: Path) -> None:
+    def save_towers(self, directory: Path) -> None:
         (directory / "vision").mkdir(parents=True, exist_ok=True)
         state = {k: v.contiguous() for k, v in self.vision.state_dict().items()}
         save_file(state, directory / "vision" / "model.safetensors")
@@ -158,7 +161,7 @@ class ComposedDualEncoder(DualEncoder):
     """Two towers and their trained heads; `card` says how they were trained."""
 
     def __init__(
-        self, towers: TowerPair, image_head: Head, text_head: Head, *, card: dict[str, Any]
+        self, towers: Towers, image_head: Head, text_head: Head, *, card: dict[str, Any]
     ) -> None:
         super().__init__()
         self.towers = towers
@@ -170,12 +173,12 @@ class ComposedDualEncoder(DualEncoder):
         self.freeze()
 
     def identity(self) -> dict[str, Any]:
-        raw = b"".join(_raw(head.weight) for head in (self.image_head, self.text_head))
+        raw = b"".join(raw_bytes(head.weight) for head in (self.image_head, self.text_head))
         digest = hashlib.sha256(raw).hexdigest()
         names = {"name": COMPOSED, "model_type": COMPOSED, "heads": f"sha256:{digest}"}
         return self.towers.identity() | names
 
-    def image_inputs(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
+    def image_inputs(self, image: Image.Image) -> Shaped[Tensor, "..."]:
         return self.towers.image_inputs(image)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
@@ -188,7 +191,7 @@ class ComposedDualEncoder(DualEncoder):
         return self.towers.tokenize(texts)
 
     @torch.no_grad()
-    def encode_images(self, pixels: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n D"]:
+    def encode_images(self, pixels: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
         return self.image_head(self.towers.encode_images(pixels))
 
     @torch.no_grad()
@@ -196,13 +199,11 @@ class ComposedDualEncoder(DualEncoder):
         return self.text_head(self.towers.encode_texts(inputs))
 
     def save(self, directory: Path) -> None:
-        self.towers._save_towers(directory)
+        self.towers.save_towers(directory)
         heads = {"image": self.image_head.weight, "text": self.text_head.weight}
         save_file({k: v.contiguous() for k, v in heads.items()}, directory / "heads.safetensors")
-        _write_config(
-            directory,
-            {"model_type": COMPOSED, "image_size": self.towers.image_size, "card": self.card},
-        )
+        config = {"model_type": COMPOSED, "card": self.card} | self.towers.layout()
+        write_config(directory, config)
         write_identity(self, directory)
 
 
@@ -249,14 +250,18 @@ def load_composed(
 ) -> DualEncoder:
     """Read what `ComposedDualEncoder.save` or `TowerPair.save` wrote."""
     config = json.loads((directory / "config.json").read_text())
-    towers = load_towers(
-        vision_dir=directory / "vision",
-        text_dir=directory / "text",
-        image_size=config["image_size"],
-        dtype=dtype,
-        decode=decode,
-    )
-    if config["model_type"] == TOWERS:
+    towers: Towers
+    if config.get("towers") == PAIR:
+        towers = load_saved_pair(directory, dtype=dtype, decode=decode)
+    else:
+        towers = load_towers(
+            vision_dir=directory / "vision",
+            text_dir=directory / "text",
+            image_size=config["image_size"],
+            dtype=dtype,
+            decode=decode,
+        )
+    if config["model_type"] == towers.kind:
         return towers
     weights = load_file(directory / "heads.safetensors")
     return ComposedDualEncoder(
@@ -279,11 +284,3 @@ def _load_vision(path: Path) -> Any:
     state = {k: v for k, v in load_file(path).items() if k not in _CLASSIFIER}
     vision.load_state_dict(state)
     return vision
-
-
-def _write_config(directory: Path, config: dict[str, Any]) -> None:
-    write_bytes(directory / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-
-
-def _raw(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -27,7 +27,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from revision.encoders.composed import ComposedDualEncoder, Head, TowerPair
+from revision.encoders.composed import ComposedDualEncoder, Head
+from revision.encoders.pairing import Towers
 from revision.files import replacing_directory, write_bytes
 from revision.models.loss import LossSum
 
@@ -145,7 +146,7 @@ def _recall(
 
 def write_encoder(
     heads: ContrastiveHeads,
-    towers: TowerPair,
+    towers: Towers,
     directory: Path,
     *,
     training: dict[str, Any],
@@ -178,8 +179,8 @@ def model_card(encoder: ComposedDualEncoder) -> str:
     rows = "\n".join(retrieval_row(name, measured) for name, measured in held_out.items())
     return f"""# Composed dual encoder
 
-EfficientNet-Lite0 and MiniLM (pretrained, frozen), joined by two linear heads without bias of
-width {encoder.dim}. Pictures enter at {encoder.towers.image_size} pixels on a white square.
+{encoder.towers.description}, pretrained and frozen, joined by
+two linear heads without bias of width {encoder.dim}.
 
 ## How the heads were trained
 On {training["num_pairs"]:,} pairs of pictures (`{training["images"]}`) and captions

@@ -25,6 +25,7 @@ from revision.encoders.openclip import (
     load_openclip,
     load_saved_openclip,
 )
+from revision.encoders.pairing import PAIR
 from revision.encoders.patches import PatchEncoder
 
 
@@ -83,7 +84,7 @@ def _load(
         model_type = _model_type(directory)
         if model_type == OPENCLIP:
             return load_saved_openclip(directory, dtype=dtype or "float32", decode=decode)
-        if model_type in (COMPOSED, TOWERS):
+        if model_type in (COMPOSED, TOWERS, PAIR):
             return load_composed(directory, dtype=dtype or "float32", decode=decode)
         if model_type == LLM2CLIP:
             return load_saved_llm2clip(directory, dtype=dtype or "float32", decode=decode)

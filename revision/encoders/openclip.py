@@ -37,6 +37,7 @@ from revision.encoders.base import (
     write_identity,
 )
 from revision.encoders.hf import HuggingFaceEncoder
+from revision.encoders.hub import Files, files_of
 from revision.encoders.openclip_config import Config, square, to_transformers
 from revision.encoders.openclip_weights import WEIGHT_FILES, new_model, read_weights
 from revision.encoders.resizing import TorchvisionPath
@@ -97,26 +98,26 @@ def load_openclip(
     Raises:
         ValueError: a config or weights that are not read, files that are missing.
     """
-    directory = Path(path) if Path(path).is_dir() else _download(str(path), revision)
-    config = json.loads((directory / CONFIG).read_bytes())
+    files = files_of(path, revision, wanted=(CONFIG, *WEIGHT_FILES, "*.json", "*.txt", "*.model"))
+    if not (files.directory / CONFIG).is_file():
+        raise ValueError(f"{path} has no {CONFIG}: no OpenCLIP checkpoint; try load_encoder")
+    config = json.loads((files.directory / CONFIG).read_bytes())
     model_cfg, preprocess = config["model_cfg"], config.get("preprocess_cfg") or {}
     if quick_gelu is not None:
         model_cfg = model_cfg | {"quick_gelu": quick_gelu}
     text = model_cfg.get("text_cfg", {})
-    tokenizer = _tokenizer(directory, text, is_hub=directory != Path(path))
-    state = read_weights(directory)
+    tokenizer = _tokenizer(files, text)
+    state = read_weights(files.directory)
     fields = to_transformers(model_cfg, state, eos_token_id=_end(tokenizer, text))
-    name, version = _name_and_version(str(path), directory)
-    if quick_gelu is not None:
-        version += f" quick_gelu={quick_gelu}"
+    changed = "" if quick_gelu is None else f" quick_gelu={quick_gelu}"
     model: Any = new_model(fields, state)
     return OpenClipEncoder(
         model.to(torch_dtype(dtype)),
         tokenizer,
         preprocessing(preprocess, model_cfg["vision_cfg"].get("image_size", 224), decode),
         clean=_clean_of(text),
-        name=name,
-        revision=version,
+        name=files.name,
+        revision=files.version + changed,
     )
 
 
@@ -204,12 +205,13 @@ def _clean_of(text: Config) -> str:
     return clean
 
 
-def _tokenizer(directory: Path, text: Config, *, is_hub: bool) -> Any:
-    """From the directory; from the hub where only names are known of it."""
+def _tokenizer(files: Files, text: Config) -> Any:
+    """From the directory; from the hub where only its name is known."""
+    directory = files.directory
     if any((directory / name).is_file() for name in _TOKENIZER_FILES):
         return AutoTokenizer.from_pretrained(directory)
     name = text.get("hf_tokenizer_name") or CLIP_TOKENIZER
-    if not is_hub:
+    if not files.is_hub:
         raise ValueError(
             f"{directory} holds no tokenizer; put the files of {name} there "
             f"({', '.join(_TOKENIZER_FILES[:2])})"
@@ -229,27 +231,3 @@ def _end(tokenizer: Any, text: Config) -> int:
             f"tower is read at the highest, {last}: give the tokenizer that belongs to it"
         )
     return tokenizer.eos_token_id
-
-
-def _name_and_version(path: str, directory: Path) -> tuple[str, str]:
-    if directory != Path(path):
-        return path, directory.name  # the hub's cache names a snapshot by its commit
-    return directory.resolve().name, f"sha256:{directory_digest(directory)}"
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    wanted = [CONFIG, *WEIGHT_FILES, "*.json", "*.txt", "*.model"]
-    try:
-        directory = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"encoder {name!r} is neither a local directory nor an OpenCLIP checkpoint that the "
-            f"hub gave: {reason}. Give an existing directory, or download it on a machine with "
-            "network access"
-        ) from error
-    if not (directory / CONFIG).is_file():
-        raise ValueError(f"{name} has no {CONFIG}: not an OpenCLIP checkpoint; try load_encoder")
-    return directory

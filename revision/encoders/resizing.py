@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from revision.encoders.base import Decode
-from revision.encoders.pixels import PixelPath, bytes_of
+from revision.encoders.pixels import PixelPath, bytes_of, resize
 
 ResizeMode = Literal["shortest", "longest", "squash"]
 
@@ -37,7 +37,6 @@ RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_REDUCING_GAP = 2.0
 
 
 class TorchvisionPath(PixelPath):
@@ -91,8 +90,7 @@ class TorchvisionPath(PixelPath):
 
     def to_bytes(self, image: Image.Image) -> UInt8[Tensor, "3 c c"]:
         image = image if image.mode == "RGB" else image.convert("RGB")
-        gap = _REDUCING_GAP if self.decode == "fast" else None
-        image = image.resize(self.resized(*image.size), self.resample, reducing_gap=gap)
+        image = resize(image, self.resized(*image.size), self.resample, self.decode)
         crop = self.settings["crop"]
         if image.size == (crop, crop):
             return bytes_of(image)

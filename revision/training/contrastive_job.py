@@ -14,7 +14,6 @@ from torch import Tensor
 from revision.data.datamodule import PlannedDataModule
 from revision.data.pairs_datamodule import ImageTextDataModule, PairedRowsDataModule
 from revision.encoders.clip import ContrastiveTowers, write_towers
-from revision.encoders.composed import TowerPair
 from revision.encoders.contrastive import (
     ContrastiveHeads,
     ContrastiveModel,
@@ -22,6 +21,7 @@ from revision.encoders.contrastive import (
     write_encoder,
 )
 from revision.encoders.hf import HuggingFaceEncoder
+from revision.encoders.pairing import Towers
 from revision.training.callbacks import log_metrics
 from revision.training.gap_tracking import GapTracking
 from revision.training.jobs import Build, check_encoder, data_plan, with_weights
@@ -99,7 +99,7 @@ class HeadsJob(ContrastiveJob):
 
     model: ContrastiveHeads
 
-    def __init__(self, cfg: Any, data: PairedRowsDataModule, towers: TowerPair) -> None:
+    def __init__(self, cfg: Any, data: PairedRowsDataModule, towers: Towers) -> None:
         self.data: PairedRowsDataModule = data
         self.towers = towers
         super().__init__(cfg, partial(_new_heads, cfg, towers))
@@ -164,10 +164,10 @@ def contrastive_job(cfg: Any, build: Build) -> ContrastiveJob:
     encoder = build(cfg.encoder)
     if cfg.stage.heads is None:
         return _towers_job(cfg, build, encoder)
-    if not isinstance(encoder, TowerPair):
+    if not isinstance(encoder, Towers):
         raise ValueError(
             f"stage=contrastive trains heads on two towers, but the encoder is a "
-            f"{type(encoder).__name__}; give encoder=towers"
+            f"{type(encoder).__name__}; give encoder=towers or encoder=pair"
         )
     data = build(cfg.data, **data_plan(cfg))
     for directory in data.train_pair:
@@ -202,7 +202,7 @@ def _check_batches_are_whole(cfg: Any) -> None:
         )
 
 
-def _new_heads(cfg: Any, towers: TowerPair) -> ContrastiveHeads:
+def _new_heads(cfg: Any, towers: Towers) -> ContrastiveHeads:
     torch.manual_seed(cfg.seed)
     return ContrastiveHeads(
         image_dim=towers.feature_dim("image"),

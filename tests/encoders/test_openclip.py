@@ -213,7 +213,7 @@ def test_missing_files_name_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="put the files of openai/clip-vit-large-patch14 there"):
         load_encoder(directory)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="neither a local directory nor an OpenCLIP"):
+    with pytest.raises(ValueError, match="neither a local directory nor a model"):
         load_openclip("nobody/no-such-encoder")
 
 

@@ -1,0 +1,49 @@
+"""A directory of weights, by its path or by its id on the hub.
+
+Place in the pipeline: what a config calls an encoder or a tower -> **files**, and what to call them
+in a header: a hub id with its commit, or the name of a directory with the digest of its content.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from revision.encoders.base import directory_digest
+
+_WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
+
+
+class Files(NamedTuple):
+    """`directory` holds the files of `name` at `version`."""
+
+    directory: Path
+    name: str
+    version: str
+    is_hub: bool
+
+
+def files_of(
+    path: str | Path, revision: str | None = None, *, wanted: tuple[str, ...] = _WANTED
+) -> Files:
+    """The files of a directory, or of a hub id once they are downloaded.
+
+    Raises ValueError where there is neither.
+    """
+    directory = Path(path)
+    if directory.is_dir():
+        return Files(
+            directory, directory.resolve().name, f"sha256:{directory_digest(directory)}", False
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        directory = Path(
+            snapshot_download(str(path), revision=revision, allow_patterns=list(wanted))
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{str(path)!r} is neither a local directory nor a model that the hub gave: {reason}. "
+            "Give an existing directory, or download the model on a machine with network access "
+            "and give its directory"
+        ) from error
+    return Files(directory, str(path), directory.name, True)  # its cache names it by the commit
