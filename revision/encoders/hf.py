@@ -14,6 +14,7 @@ Conventions that the files of a model do not state:
   [patch values | mask | grid height | grid width] per patch.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,11 @@ def load_hugging_face(
 ) -> HuggingFaceEncoder:
     """Load the hub id or local directory `path`; weights as safetensors unless there are none."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    model = AutoModel.from_pretrained(path, dtype=torch_dtype(dtype), **options)
+    model, found = AutoModel.from_pretrained(
+        path, dtype=torch_dtype(dtype), output_loading_info=True, **options
+    )
     _check_is_dual(model, path)
+    _check_complete(found["missing_keys"], path)
     tokenizer = AutoTokenizer.from_pretrained(path, **options)
     # torchvision has no CPU build on the package index: always take the Pillow processors, which
     # also gives the same pixels on every machine.
@@ -185,6 +189,16 @@ def _check_is_dual(model: Any, path: str) -> None:
             f"{path} holds a {type(model).__name__} without {' and '.join(missing)}: not a dual "
             "encoder. Give a CLIP, SigLIP, SigLIP 2 or VisionTextDualEncoder model, or a composed "
             "encoder made by stage=contrastive"
+        )
+
+
+def _check_complete(missing: Collection[str], path: str) -> None:
+    if missing:
+        some = ", ".join(sorted(missing)[:4])
+        raise ValueError(
+            f"{path}: {len(missing)} tensors of the model are not in its files, {some}: they would "
+            "be drawn at random, differently in every process. Give complete files; the joint "
+            "model of LLM2CLIP, which has no text tower, loads by encoder=llm2clip_l14_336"
         )
 
 

@@ -208,6 +208,17 @@ def test_the_joint_model_alone_is_not_taken_for_a_clip(tmp_path):
         load_encoder(parts["path"])
 
 
+def test_a_clip_without_a_text_tower_is_refused_on_every_way(tmp_path):
+    """As the joint model is that comes from the hub: to transformers it is a CLIP."""
+    path = save_parts(tmp_path)["path"] / "config.json"
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 50}
+    config = json.loads(path.read_text())
+    del config["architectures"]
+    path.write_text(json.dumps(config | {"text_config": small}))
+    with pytest.raises(ValueError, match=r"tensors of the model are not in its files.*text_model"):
+        load_encoder(path.parent)
+
+
 def test_embedding_and_resuming_give_the_same_shards(tmp_path):
     encoder = tiny_llm2clip(tmp_path / "parts")
     records = {
