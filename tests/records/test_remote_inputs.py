@@ -155,7 +155,7 @@ def test_pictures_named_by_json_are_read_below_a_remote_root(server):
 def test_nothing_outside_a_remote_root_is_asked_for(server, source):
     server.files = {"secret.png": png(), "rootx/secret.png": png()}
     root = f"{server.url}/root"
-    with pytest.raises(ValueError, match="outside|opened only below|missing image"):
+    with pytest.raises(ValueError, match=r"outside|opened only below|missing image"):
         load_image(source.format(root=root), image_root=root)
     assert not {name for name, _ in server.requests} & set(server.files)
 
@@ -185,7 +185,7 @@ def test_a_truncated_tar_is_refused_wherever_it_lies(server, tmp_path):
 
 def test_a_command_that_fails_behind_a_whole_tar_is_an_error(tmp_path):
     (tmp_path / "x.tar").write_bytes(tar_bytes({"0.txt": b"text"}))
-    with pytest.raises(ValueError, match="after 4 attempts; the last error: .*status 3"):
+    with pytest.raises(ValueError, match=r"after 4 attempts; the last error: .*status 3"):
         list(read_records(f"pipe:cat {tmp_path}/x.tar; exit 3", side="text", format="webdataset"))
 
 
@@ -210,7 +210,7 @@ def test_a_shard_that_vanishes_between_two_is_named(server):
 
 def test_gzip_that_is_cut_is_refused(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(FILES["a.jsonl.gz"][:-20])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: cannot be read to its end"):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: cannot be read .*end-of-stream"):
         list(read_records(tmp_path / "a.jsonl.gz", side="text"))
     (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(30))
     with pytest.raises(ValueError, match="pipe:zstd -dc"):
@@ -241,8 +241,8 @@ def test_a_remote_directory_is_listed_where_the_server_does(tmp_path):
     memory = fsspec.filesystem("memory")
     for i in range(2):
         memory.pipe_file(f"/shards/{i}.tar", tar_bytes({f"{i}.txt": b"text"}))
-    for given in ("memory://shards", "memory://shards/*.tar", Path("memory://shards")):
-        assert [r.id for r in read_records(given, side="text")] == ["0", "1"]
+    for place in ("memory://shards", "memory://shards/*.tar", Path("memory://shards")):
+        assert [r.id for r in read_records(place, side="text")] == ["0", "1"]
     with pytest.raises(ValueError, match="a web server does not list"):
         input_files("https://127.0.0.1/x/*.tar")
 
@@ -332,13 +332,12 @@ def test_any_bytes_are_read_or_refused_as_from_a_file(tmp_path_factory, content,
     fsspec.filesystem("memory").pipe_file(f"/piece.{suffix}", content)
 
     def outcome(place):
-        found, error = [], ""
+        found: list[object] = []
         try:
             for entry in read_records(place, side="both"):
                 found.append((entry.id, isinstance(entry, Rejection)))
-        except ValueError as raised:
-            assert path.name in str(raised)
-            error = "refused"
-        return found, error
+        except ValueError as error:
+            found.append(f"refused, {path.name if path.name in str(error) else error}")
+        return found
 
     assert outcome(path) == outcome(f"memory://piece.{suffix}")
