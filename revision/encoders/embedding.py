@@ -17,12 +17,10 @@ that the layer gave them, as LLaVA's connector reads them.
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -30,15 +28,13 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from revision.captions import Controls
-from revision.encoders.base import DualEncoder, Side, is_patches
+from revision.encoders.base import DualEncoder, Side
+from revision.encoders.open_shard import Arrival, OpenShard
 from revision.encoders.plan import Plan, Selector, Source
 from revision.encoders.work import Batch, Call, EmbeddingDataset, encoder_call, quiet_worker
-from revision.records import Inputs, Record, Rejection, described_input, input_text
+from revision.records import Inputs, described_input, input_text
 from revision.shards import (
-    GRID_ROWS,
     Header,
-    ShardWriter,
-    check_rows,
     read_header,
 )
 from revision.training.launch import leave_process_group_at_exit
@@ -67,9 +63,12 @@ def embed_records(
 ) -> dict[Side, Path]:
     """Write `<output_dir>/images` and `<output_dir>/texts` (or one of them) as feature sets.
 
-    `modality` is both, image or text; `rows_per_shard` counts entries of the input. What is
-    already there is kept: run it again after an interruption. With several devices, every process
-    returns when all shards are written. `controls` choose records by their captions, and cut them.
+    `modality` is both, image or text. A batch has `batch_size` pictures, or texts of `text_tokens`
+    tokens with their padding. `rows_per_shard` counts entries of the input; where a picture has R
+    rows, R of them are one entry, so that a shard has one size whatever the pooling. `compile`
+    compiles the towers, which pays for long runs; rows then differ by rounding. What is already
+    there is kept: run it again after an interruption. With several devices, every process returns
+    when all shards are written. `controls` choose records by their captions, and cut them.
 
     Raises:
         ValueError: the input cannot be used, the controls leave nothing of it, or the directory
@@ -86,7 +85,7 @@ def embed_records(
             Path(output_dir) / SETS[side],
             encoder=encoder.identity(),
             dtype=dtype,
-            rows_per_shard=rows_per_shard,
+            rows_per_shard=_entries_per_shard(rows_per_shard, encoder, side),
             selector=selector,
         )
         for side in sides
@@ -238,88 +237,6 @@ class WriteShards(L.Callback):
     def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-class Arrival:
-    """Rows on their way from the device; `rows` waits for them, and nothing before it does."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self._copied: torch.cuda.Event | None = None
-        if rows.is_cuda:
-            host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-            rows = host.copy_(rows, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        self._rows = rows
-
-    def rows(self) -> np.ndarray:
-        """In float64."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._rows.double().cpu().numpy()
-
-
-class OpenShard:
-    """A shard being written. Rows wait until a block is full, then they are stored."""
-
-    def __init__(self, plan: Plan, index: int, dim: int) -> None:
-        self.dtype, self.dim = plan.dtype, dim
-        self.keeps_norms = is_patches(plan.fingerprint["encoder"])
-        self.address = plan.shard_path(index)
-        self._stack = ExitStack()
-        self._writer = self._stack.enter_context(
-            ShardWriter(plan.directory, index, dim, plan.dtype)
-        )
-        self._start_block()
-
-    def _start_block(self) -> None:
-        self._rows: list[np.ndarray] = []
-        self._records: list[Record] = []
-        self._counts: list[int] = []
-
-    def add(self, batch: Batch, rows: np.ndarray) -> None:
-        """Append a batch; `rows` are float64 and get their final norm here, before the cast."""
-        for rejection in batch.rejected:
-            self._writer.reject(rejection)
-        if batch.num_truncated is not None:
-            self._writer.num_truncated = (self._writer.num_truncated or 0) + batch.num_truncated
-        bad = check_rows(rows, dim=self.dim, address=str(self.address))
-        first = 0
-        for record, count in zip(batch.records, batch.counts, strict=True):
-            own = slice(first, first + count)
-            first += count
-            if bad[own].any():
-                self._writer.reject(self._unusable(record, rows[own][bad[own]][0]))
-                continue
-            self._records.append(record)
-            self._counts.append(count)
-            norms = np.linalg.norm(rows[own], axis=1, keepdims=True)
-            self._rows.append(rows[own] if self.keeps_norms else rows[own] / norms)
-            if self.keeps_norms and sum(self._counts) >= GRID_ROWS:  # a batch may fill many blocks
-                self._flush()
-        if sum(self._counts) >= GRID_ROWS or len(self._records) >= GRID_ROWS:
-            self._flush()
-
-    def _unusable(self, record: Record, row: np.ndarray) -> Rejection:
-        kind = "zero" if np.isfinite(row).all() else "not finite"
-        return Rejection(record.id, f"the encoder's feature is {kind}", f"{self.address}")
-
-    def _flush(self) -> None:
-        rows = np.concatenate([np.empty((0, self.dim)), *self._rows]).astype(self.dtype)
-        self._writer.add_block(rows, self._records, self._counts)
-        self._start_block()
-
-    def finish(self) -> None:
-        self._flush()
-        self._stack.close()
-
-    def abandon(self, error: BaseException) -> None:
-        """Remove what was written of the shard."""
-        try:
-            self._stack.__exit__(type(error), error, error.__traceback__)
-        except BaseException as raised:  # the writer hands the same error on
-            if raised is not error:
-                raise
 
 
 @rank_zero_only
