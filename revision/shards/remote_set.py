@@ -7,13 +7,11 @@ which rows are mapped, is not removed from it.
 
 import hashlib
 import tarfile
-from collections import OrderedDict
 from pathlib import Path
 
 from revision.remote import LocalCopy, RemoteError, local_copy, read_all, shown, url_text
 from revision.shards.layout import ShardInfo, tar_members
 
-_HELD = 2  # shards that are kept open: the one that is read, and the one before
 _MAX_TEXT_BYTES = 2**30
 
 
@@ -22,7 +20,7 @@ class RemoteSet:
 
     def __init__(self, url: str | Path) -> None:
         self.url = url_text(url).rstrip("/")
-        self._held: OrderedDict[str, LocalCopy] = OrderedDict()
+        self._held: tuple[str, LocalCopy] | None = None  # the last shard; its file stays
 
     def __reduce__(self) -> tuple[type["RemoteSet"], tuple[str]]:
         return RemoteSet, (self.url,)
@@ -33,12 +31,10 @@ class RemoteSet:
         Raises:
             ValueError: the shard is gone, is not the one in the header, or its server fails.
         """
-        if info.name not in self._held:
-            self._held[info.name] = self._fetched(info)
-            if len(self._held) > _HELD:
-                self._held.popitem(last=False)
-        self._held.move_to_end(info.name)
-        return self._held[info.name]
+        if self._held is None or self._held[0] != info.name:
+            self._held = None  # before the next one comes, which may need its place
+            self._held = info.name, self._fetched(info)
+        return self._held[1]
 
     def _fetched(self, info: ShardInfo) -> LocalCopy:
         try:
@@ -50,8 +46,8 @@ class RemoteSet:
             )
         except ValueError as error:
             raise ValueError(
-                f"shard {info.name} of {shown(self.url)} cannot be had: {error}; restore it there "
-                "and run the same command again, which goes on where it stopped"
+                f"shard {info.name} of {shown(self.url)} cannot be read: {error}; set that right "
+                "and run the same command again"
             ) from error
 
     def content(self, name: str) -> bytes:
