@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from revision.encoders.embedding import OpenShard, embed_records
+from revision.encoders.embedding import embed_records
 from revision.encoders.load import load_encoder
+from revision.encoders.open_shard import OpenShard
 from revision.encoders.plan import Plan, Source
-from revision.encoders.work import EmbeddingDataset, encoder_call
+from revision.encoders.work import Batch, EmbeddingDataset, encoder_call
 from revision.records import load_image
 from revision.shards import ShardReader, verify
 from tests.tiny_encoders import WORDS, save_clip
@@ -305,3 +306,57 @@ def test_batches_cover_each_shard_once_in_order(encoder, input, tmp_path):
         (2, True, 3),
     ]
     assert dataclasses.asdict(batches[2])["counts"] == [1, 1, 1]
+
+
+def test_texts_that_were_cut_are_counted_and_said(encoder, input, tmp_path, capsys):
+    fields = json.loads(input.read_text())
+    fields["texts"][3]["text"] = fields["texts"][9]["text"] = "red " * 30
+    input.write_text(json.dumps(fields))
+    sets = embed(encoder, input, tmp_path / "out", num_workers=2)
+    shards = ShardReader(sets["text"]).header.shards
+    assert [shard.num_truncated for shard in shards] == [1, 0, 1]
+    assert "0 rejected; 2 texts were longer than the encoder reads and were cut" in (
+        capsys.readouterr().out
+    )
+    assert [s.num_truncated for s in ShardReader(sets["image"]).header.shards] == [None] * 3
+
+
+def test_rows_of_texts_do_not_depend_on_the_budget(encoder, input, tmp_path):
+    sets = [
+        embed(encoder, input, tmp_path / str(n), modality="text", text_tokens=n, dtype="float32")
+        for n in (1, 30, 10_000)
+    ]
+    rows = [rows_and_records(found["text"])[0] for found in sets]
+    np.testing.assert_allclose(rows[1], rows[0], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(rows[2], rows[0], rtol=0, atol=2e-6)
+    with pytest.raises(ValueError, match="text_tokens must be at least 1, got 0"):
+        embed(encoder, input, tmp_path / "none", text_tokens=0)
+
+
+def test_rows_of_the_batch_before_are_stored_while_the_next_is_encoded(
+    encoder, input, tmp_path, monkeypatch
+):
+    events = []
+    add, encode = OpenShard.add, Batch.encode
+    monkeypatch.setattr(
+        OpenShard, "add", lambda shard, batch, rows: (events.append("add"), add(shard, batch, rows))
+    )
+    monkeypatch.setattr(
+        Batch, "encode", lambda batch, call: (events.append("encode"), encode(batch, call))[1]
+    )
+    embed(encoder, input, tmp_path / "out", modality="image", batch_size=4)
+    assert events == ["encode", "encode", "add", "encode", "add", "add"]
+
+
+def test_compile_compiles_both_towers(encoder, input, tmp_path, monkeypatch):
+    """With the compiler replaced: it takes two minutes here, and gave the same rows to 1e-7."""
+    compiled = []
+
+    def compile(call):
+        return lambda inputs: (compiled.append(type(inputs)), call(inputs))[1]
+
+    monkeypatch.setattr("revision.encoders.embedding.torch.compile", compile)
+    embed(encoder, input, tmp_path / "plain")
+    assert compiled == []
+    embed(encoder, input, tmp_path / "compiled", compile=True)
+    assert set(compiled) == {torch.Tensor, dict}

@@ -146,7 +146,7 @@ def test_fast_resizes_almost_alike(name, pictures):
     for picture in pictures:
         difference = fast.to_bytes(picture).int() - exact.to_bytes(picture).int()
         assert difference.abs().max() <= 8
-        assert difference.abs().float().mean() < 0.3
+        assert difference.abs().float().mean() < 0.5
 
 
 def test_fast_is_another_encoder(tmp_path):
