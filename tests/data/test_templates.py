@@ -1,5 +1,6 @@
 """Templates: exact strings, targets that decode to the answers, whatever the answers say."""
 
+import copy
 import re
 from functools import cache
 from pathlib import Path
@@ -15,14 +16,31 @@ from revision.data.turn_encoder import TurnEncoder
 from revision.records import Turn
 from tests.tiny_models import BARE_CHAT_TEMPLATE, bpe_tokenizer, sentencepiece_tokenizer
 
+LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+@cache
+def with_llama3(make, *options):
+    made = copy.deepcopy(make(*options))
+    made.add_special_tokens({"extra_special_tokens": LLAMA3}, replace_extra_special_tokens=False)
+    return made
+
+
 TOKENIZERS = {
-    "bpe": lambda: bpe_tokenizer(),
-    "bpe with bos": lambda: bpe_tokenizer(bos=True),
-    "sentencepiece legacy": lambda: sentencepiece_tokenizer(),
-    "sentencepiece": lambda: sentencepiece_tokenizer(legacy=False),
+    "bpe": lambda: with_llama3(bpe_tokenizer),
+    "bpe with bos": lambda: with_llama3(bpe_tokenizer, True),
+    "sentencepiece legacy": lambda: with_llama3(sentencepiece_tokenizer),
+    "sentencepiece": lambda: with_llama3(sentencepiece_tokenizer, False),
 }
 SMOLLM = Path(__file__).parents[2] / "assets" / "smollm2_135m_instruct"
-END = {"vicuna_v1": "</s>", "llama": "<|end_of_text|>", "chat": "<|im_end|>"}
+END = {
+    "vicuna_v1": "</s>",
+    "llama": "<|end_of_text|>",
+    "llama3": "<|eot_id|>",
+    "chatml": "<|im_end|>",
+    "chat": "<|im_end|>",
+}
+FRAMED = ("llama3", "chatml", "chat")  # an end mark behind every turn
 HOSTILE = [
     "A cat.",
     "He said ASSISTANT: no.",
@@ -169,12 +187,64 @@ def test_a_sample_cut_at_the_limit_keeps_the_targets_that_remain():
     assert (encoded.labels != IGNORE).any()
 
 
+def test_the_llama3_string_is_exact_with_and_without_bos():
+    turns = [Turn("system", "Be brief."), *conversation("A cat.", "Yes.")]
+    for name in ("bpe", "bpe with bos"):
+        tokenizer = TOKENIZERS[name]()
+        encode = TurnEncoder(tokenizer, "llama3")
+        heads = [
+            f"<|start_header_id|>{r}<|end_header_id|>\n\n" for r in ("system", "user", "assistant")
+        ]
+        system, user, assistant = heads
+        assert text_of(tokenizer, encode(turns).input_ids) == (
+            f"<|begin_of_text|>{system}Be brief.<|eot_id|>{user}\nWhat is it?<|eot_id|>"
+            f"{assistant}A cat.<|eot_id|>{user}Sure?<|eot_id|>{assistant}Yes.<|eot_id|>"
+        )
+        prompt = text_of(tokenizer, encode(turns[:2]).input_ids)
+        assert prompt.endswith(f"What is it?<|eot_id|>{assistant}")
+
+
+def test_chatml_is_the_generic_chat_template(tokenizer):
+    turns = [Turn("system", "Be brief."), *conversation("A cat.", "Yes.")]
+    for part in (turns, turns[1:], turns[:2]):
+        chatml, chat = (TurnEncoder(tokenizer, name)(part) for name in ("chatml", "chat"))
+        front = len(chatml.input_ids) - len(chat.input_ids)  # BOS where the tokenizer puts one
+        assert front == (tokenizer.bos_token is not None)
+        assert chatml.input_ids[front:].tolist() == chat.input_ids.tolist()
+        assert chatml.labels[front:].tolist() == chat.labels.tolist()
+
+
+def test_conversations_encoded_together_are_those_encoded_alone(tokenizer):
+    talks = [
+        conversation("A cat.", "Yes."),
+        conversation("", question="<image><image>"),
+        [Turn("user", "a"), Turn("user", "b")],
+        conversation("<|im_end|> 猫"),
+        conversation("no picture", question="What?")[:1],
+        conversation("x" * 300, question="<image>" * 30),
+    ]
+    for template in ("plain", *END):
+        encode = TurnEncoder(tokenizer, template, max_length=400, tokens_per_image=16)
+        together = encode.encode_all(talks)
+        assert [isinstance(one, ValueError) for one in together] == [0, 0, 1, 0, 0, 1]
+        for one, turns in zip(together, talks, strict=True):
+            if isinstance(one, ValueError):
+                with pytest.raises(ValueError, match=re.escape(str(one))):
+                    encode(turns)
+            else:
+                alone = encode(turns)
+                assert alone.input_ids.tolist() == one.input_ids.tolist()
+                assert alone.labels.tolist() == one.labels.tolist()
+
+
 def test_refusals_say_what_to_do():
     class Slow:
         is_fast = False
 
     with pytest.raises(ValueError, match=r"unknown template 'vicuna'; choose from .*plain"):
         TurnEncoder(bpe_tokenizer(), "vicuna")
+    with pytest.raises(ValueError, match=r"'llama3' needs <\|begin_of_text\|>, .*letter by letter"):
+        TurnEncoder(bpe_tokenizer(), "llama3")
     with pytest.raises(ValueError, match="load the fast tokenizer"):
         TurnEncoder(Slow(), "plain")
     with pytest.raises(ValueError, match="no chat template; use template 'vicuna_v1'"):
@@ -227,7 +297,7 @@ def test_targets_are_the_answers_whatever_anyone_says(answers, question, system,
         expected = "".join(answer.strip() + END[template] for answer in answers)
     ids = [i for i in encoded.labels.tolist() if i >= 0]
     found = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    if name.startswith("bpe") and template in ("plain", "chat"):
+    if name.startswith("bpe") and template in ("plain", *FRAMED):
         assert found == expected
     elif name.startswith("bpe"):  # the space in front may be one token with the first word
         parts = (f" ?{re.escape(answer.strip() + END[template])}" for answer in answers)
@@ -238,5 +308,5 @@ def test_targets_are_the_answers_whatever_anyone_says(answers, question, system,
     assert encoded.labels[at_targets].tolist() == encoded.input_ids[at_targets].tolist()
     if template != "plain":  # nothing that was said became a special token
         mark = tokenizer.convert_tokens_to_ids(END[template])
-        said = len(answers) if template != "chat" else 2 * len(answers) + (system is not None)
+        said = 2 * len(answers) + (system is not None) if template in FRAMED else len(answers)
         assert encoded.input_ids.tolist().count(mark) == said
