@@ -131,3 +131,30 @@ def test_two_processes_write_the_same_sets_as_one(encoder_dir, input, tmp_path):
         )
         assert one == two
     assert "MEMBER: 2/2" in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
+def test_each_job_of_a_sweep_has_its_directory(encoder_dir, input, tmp_path, named):
+    out = tmp_path / "out"
+    directory = f"{out}/${{data.num_samples}}" if named else out
+    sweep = ["-m", *overrides(encoder_dir, input, directory), "data.num_samples=2,4"]
+    for _ in range(2):  # the second time everything is there
+        done = command(*sweep)
+        assert done.returncode == 0, done.stderr
+    names = {2: "2", 4: "4"} if named else {n: f"data.num_samples={n}" for n in (2, 4)}
+    assert {path.name for path in out.iterdir()} == set(names.values())
+    ids = {}
+    for number, name in names.items():
+        reader = ShardReader(out / name / "texts")
+        ids[number] = {record.id for b in range(len(reader.blocks)) for record in reader.records(b)}
+        assert len(ids[number]) == number
+        assert reader.header.source["selection"]["controls"] == {"num_samples": number}
+    assert ids[2] < ids[4]
+
+
+@pytest.mark.slow
+def test_a_control_that_cannot_be_meant_ends_with_one_line(encoder_dir, input, tmp_path):
+    done = command(*overrides(encoder_dir, input, tmp_path / "out", "data.caption_length=tiny"))
+    assert done.returncode == 1
+    assert "error: caption_length is short, medium, long or" in done.stderr
