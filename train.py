@@ -21,13 +21,14 @@ from revision.training.launch import (
     needs_own_processes,
     num_local_processes,
 )
-from revision.training.leftovers import finish, remove_unfinished
+from revision.training.leftovers import CHECKPOINTS, finish, remove_unfinished
 
 NEUTRAL = tuple(  # may differ between a run and its continuation
     "name run_root group logger progress log_every num_answers accelerator devices num_nodes "
     "checkpoint_steps checkpoint_minutes data.num_workers data.index_root data.tokens "
     "data.token_root".split()
 )
+RESIZABLE = ("stage.batch_size", "stage.accumulate")  # while the run has a checkpoint
 INPUTS = (
     *("data.shards", "data.input", "data.val_shards", "data.val_input", "data.alignment"),
     *("data.images", "data.texts", "data.val_images", "data.val_texts", "start_from"),
@@ -38,7 +39,7 @@ def run(cfg: DictConfig) -> Path:
     """Train as `conf/train.yaml` says; returns the run directory."""
     run_dir = run_directory(cfg)
     if (run_dir / RECORD_NAME).exists():
-        claim_directory(run_dir, cfg, neutral=NEUTRAL)
+        claim_directory(run_dir, cfg, neutral=_neutral(run_dir))
     if (run_dir / cfg.stage.result / "config.json").exists():
         if is_first_process():
             finish(run_dir, cfg.stage.result)
@@ -64,12 +65,14 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
     from revision.training.module import TrainingModule
     from revision.training.optim import OptimizerSettings
     from revision.training.provenance import claim_inputs, input_digests, provenance
+    from revision.training.resume import continue_data
     from revision.training.run import RunSettings, fit, make_trainer, say
     from revision.training.trainable import describe_trainable
 
     digests = input_digests({key: OmegaConf.select(cfg, key) for key in (*INPUTS, *_mixed(cfg))})
     L.seed_everything(cfg.seed, verbose=False)
     job = make_job(cfg, build)
+    continue_data(job.data, run_dir)
     optimizer = OptimizerSettings(**cfg.stage.optimizer)
     module = TrainingModule(
         job.model,
@@ -85,7 +88,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
     say(f"{run_dir}: {module.total_steps} steps\n{describe_trainable(job.model)}")
 
     if is_first_process():
-        claim_directory(run_dir, cfg, neutral=NEUTRAL)
+        claim_directory(run_dir, cfg, neutral=_neutral(run_dir))
         claim_inputs(run_dir, digests)
         remove_unfinished(run_dir, cfg.stage.result)
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -104,6 +107,11 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
         finish(run_dir, cfg.stage.result)
         close(trainer.loggers)
         say(f"{run_dir} is done: {result}")
+
+
+def _neutral(run_dir: Path) -> tuple[str, ...]:
+    """The keys that may change now: while a run has a checkpoint, also how its steps are cut."""
+    return NEUTRAL + (RESIZABLE if (run_dir / CHECKPOINTS).is_dir() else ())
 
 
 def _mixed(cfg: DictConfig) -> list[str]:

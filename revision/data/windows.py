@@ -117,5 +117,20 @@ class WindowLoader:
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # the default one belongs to the training step
         )
-        for window in windows:
-            yield from window
+        try:
+            for window in windows:
+                yield from window
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not _says_death(error):
+                raise
+            raise ChildProcessError(
+                "a process that loads data died, often because memory ran out; lower "
+                "data.num_workers, then the same command continues after the last checkpoint"
+            ) from error
+
+
+def _says_death(error: Exception) -> bool:
+    """Whether a loading process died; what it raised itself arrives as "Caught ... in worker"."""
+    told = str(error).startswith("DataLoader worker")
+    cut_off = isinstance(error, (ConnectionError, EOFError)) and "Caught" not in str(error)
+    return told or cut_off

@@ -1,8 +1,8 @@
 """Resume checkpoints: atomic, of the trainable set, at optimiser steps.
 
 `<run_dir>/checkpoints/step-00000120/` holds `state` (a file, or a directory under a sharding
-strategy) and `about.json` (step, strategy, processes). It is written under a temporary name and
-renamed, so it exists whole or not at all; older ones are removed afterwards.
+strategy) and `about.json` (step, strategy, processes, where the data stands). It is written under
+a temporary name and renamed, so it exists whole or not at all; older ones are removed afterwards.
 
 Checkpoints fall on whole optimiser steps and after the validation of the same step, and the data
 order is a function of the step alone, so a run that is killed and started again computes what
@@ -19,10 +19,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from revision.data.datamodule import PlannedDataModule
 from revision.files import fsync, fsync_tree
 
 STATE_NAME = "state"
 ABOUT_NAME = "about.json"
+_WHOLE = ("SingleDeviceStrategy", "DDPStrategy")  # checkpoints that fit any number of processes
 
 
 class ResumeCheckpoint(Checkpoint):
@@ -113,17 +115,19 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 def checkpoint_step(checkpoint: Path) -> int:
     """The number of optimiser steps that `checkpoint` has behind it."""
-    return int(_read_about(checkpoint)["step"])
+    return int(read_about(checkpoint)["step"])
 
 
-def check_same_processes(checkpoint: Path, trainer: L.Trainer) -> None:
+def check_continues(checkpoint: Path, trainer: L.Trainer) -> None:
     """Raise where a checkpoint cannot be continued by this trainer.
 
     Raises:
-        ValueError: another strategy or number of processes; shards would not fit, or the global
-            batch would change in the middle of the run.
+        ValueError: another strategy or number of processes, and the checkpoint is sharded or does
+            not say where the data stands; shards would not fit, or records would be repeated.
     """
-    saved, now = _read_about(checkpoint), _about(trainer)
+    saved, now = read_about(checkpoint), _about(trainer)
+    if "data" in saved and {saved["strategy"], now["strategy"]} <= set(_WHOLE):
+        return
     for key in ("strategy", "processes"):
         if saved[key] != now[key]:
             raise ValueError(
@@ -133,14 +137,19 @@ def check_same_processes(checkpoint: Path, trainer: L.Trainer) -> None:
 
 
 def _about(trainer: L.Trainer) -> dict[str, Any]:
-    return {
+    about = {
         "step": trainer.global_step,
         "strategy": type(trainer.strategy).__name__,
         "processes": trainer.world_size,
     }
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, PlannedDataModule):
+        about["data"] = data.facts(trainer.global_step, trainer.world_size)
+    return about
 
 
-def _read_about(checkpoint: Path) -> dict[str, Any]:
+def read_about(checkpoint: Path) -> dict[str, Any]:
+    """What is known of a checkpoint without loading it."""
     about: dict[str, Any] = json.loads((checkpoint / ABOUT_NAME).read_text())
     return about
 

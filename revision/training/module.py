@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from revision.training.optim import OptimizerSettings, adamw, cosine_with_warmup
+from revision.training.resume import align_micro_batches
 from revision.training.trainable import select_trainable, set_modes
 
 
@@ -142,6 +143,7 @@ class TrainingModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that a whole-file checkpoint holds exactly the trainable set."""
+        align_micro_batches(checkpoint, self.trainer.accumulate_grad_batches)
         if "state_dict" not in checkpoint:
             return  # a sharded checkpoint, already loaded and checked by its strategy
         wanted = {f"model.{name}" for name in self.trainable}

@@ -22,7 +22,7 @@ from revision.models.llm import has_bfloat16
 from revision.training.callbacks import DataWait, RunMetrics, StepBar
 from revision.training.checkpoint import (
     ResumeCheckpoint,
-    check_same_processes,
+    check_continues,
     checkpoint_step,
     latest_checkpoint,
 )
@@ -30,6 +30,7 @@ from revision.training.launch import leave_process_group_at_exit, uses_gpu
 from revision.training.leftovers import CHECKPOINTS
 from revision.training.metrics_file import MetricsFile, truncate_metrics
 from revision.training.module import TrainingModule
+from revision.training.resume import describe_change
 from revision.training.strategies import trained_weights
 
 METRICS = "metrics.csv"
@@ -145,8 +146,11 @@ def fit(
     """
     checkpoint = latest_checkpoint(run_dir / CHECKPOINTS)
     if checkpoint is not None:
-        check_same_processes(checkpoint, trainer)
+        check_continues(checkpoint, trainer)
         say(f"Continuing after step {checkpoint_step(checkpoint)} of {module.total_steps}")
+        change = describe_change(checkpoint, data, trainer.world_size)
+        if change is not None:
+            say(change)
     if trainer.is_global_zero:
         last_kept = -1 if checkpoint is None else checkpoint_step(checkpoint)
         truncate_metrics(run_dir / METRICS, last_kept)

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 
 from revision.training.checkpoint import (
-    check_same_processes,
+    check_continues,
     checkpoint_step,
     latest_checkpoint,
     save_checkpoint,
@@ -64,4 +64,4 @@ def test_another_world_is_refused(tmp_path, key, other, message):
     about = checkpoint / "about.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | {key: other}))
     with pytest.raises(ValueError, match=message):
-        check_same_processes(checkpoint, trainer)
+        check_continues(checkpoint, trainer)
