@@ -11,13 +11,13 @@ from revision.data.index import RecordIndex
 from revision.data.sources import Mask, Numbers, SampleSource
 from revision.data.turn_encoder import TurnEncoder
 from revision.encoders.base import DualEncoder
-from revision.records import Record, load_image
+from revision.records import Record
 
 _INDEX_BLOCK = 4096
 
 
 class ImageSource(SampleSource):
-    """Samples with pixels, prepared by `encoder.image_inputs` in the loading process."""
+    """Samples with pixels, prepared by `encoder.read_inputs` in the loading process."""
 
     def __init__(
         self,
@@ -57,7 +57,6 @@ class ImageSource(SampleSource):
     def _pixels(self, number: int, place: int) -> Tensor:
         record = self.index[number]
         try:
-            picture = load_image(record.images[place], image_root=self.image_root)
+            return self.encoder.read_inputs(record.images[place], image_root=self.image_root)
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}; repair or remove it") from error
-        return self.encoder.image_inputs(picture)

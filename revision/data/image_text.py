@@ -1,6 +1,6 @@
 """Pictures with captions for training whole towers: pixels beside token ids, row i of both a pair.
 
-The pictures are decoded by `encoder.image_inputs` where the data is loaded. Texts are padded on the
+The pictures are decoded by `encoder.read_inputs` where the data is loaded. Texts are padded on the
 right to the longest of the batch.
 
 Letters: n pairs of a batch, T tokens of the longest text.
@@ -15,7 +15,7 @@ from torch import Tensor
 from revision.data.index import RecordIndex
 from revision.data.pairs import PairedBatch
 from revision.encoders.base import DualEncoder
-from revision.records import Record, load_image
+from revision.records import Record
 
 _INDEX_BLOCK = 4096
 
@@ -48,10 +48,9 @@ class ImageTextPairs:
             return self._kept[number]
         record = self.index[number]
         try:
-            picture = load_image(record.images[0], image_root=self.image_root)
+            pixels = self.encoder.read_inputs(record.images[0], image_root=self.image_root)
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}; repair or remove it") from error
-        pixels = self.encoder.image_inputs(picture)
         if len(self._kept) < self.keep_pictures:
             self._kept[number] = pixels
         return pixels
