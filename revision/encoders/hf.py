@@ -8,6 +8,8 @@ Conventions that the files of a model do not state:
 - SigLIP and SigLIP 2 saw every text padded on the right to the full length (64) and attended to
   the padding (arXiv:2303.15343; mlfoundations/open_clip issue 984). Their text features are wrong
   with any other padding, or with an attention mask.
+- SigLIP 2 saw lower case (huggingface/transformers pull request 43101). Its NaFlex files load a
+  tokenizer that lowers; those of a fixed size name Gemma's, which does not: it is done here.
 - CLIP and VisionTextDualEncoder mask the padding, so a batch is padded to its longest text.
 - A SigLIP 2 of a fixed size is a SigLIP to its files. SigLIP 2 NaFlex keeps the aspect ratio: a
   picture is a list of patches, a mask and a grid size, which travel as one tensor,
@@ -22,7 +24,7 @@ import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, GemmaTokenizer
 
 from revision.encoders.base import (
     Decode,
@@ -65,6 +67,7 @@ class HuggingFaceEncoder(DualEncoder):
         config = model.config
         self.pads_to_full_length = config.model_type in PADDED_TO_FULL_LENGTH
         self.is_naflex = config.model_type == "siglip2"
+        self.lowers = self.pads_to_full_length and isinstance(tokenizer, GemmaTokenizer)
         self.max_length = text_limit(config.text_config, tokenizer)
         self.dim = _feature_dim(config)
         self.decode = decode
@@ -83,6 +86,8 @@ class HuggingFaceEncoder(DualEncoder):
             "template": None,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
+        if self.lowers:
+            identity["lowercase"] = True
         return identity if self.decode == "exact" else identity | {"decode": self.decode}
 
     def image_inputs(self, image: Image.Image) -> Shaped[Tensor, "..."]:
@@ -105,7 +110,7 @@ class HuggingFaceEncoder(DualEncoder):
     def tokenize(self, texts: list[str]) -> Tokens:
         padding = "max_length" if self.pads_to_full_length else "longest"
         tokens = self.tokenizer(
-            texts,
+            [text.lower() for text in texts] if self.lowers else texts,
             padding=padding,
             truncation=True,
             max_length=self.max_length,
