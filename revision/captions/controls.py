@@ -12,6 +12,11 @@ They apply in this order, which is fixed:
 Filters come before the duplicates, so that a caption which goes does not take its kept twin along;
 the terciles of 4 are those of distinct captions; and 5 gives the number that was asked for. The cut
 is last and no filter sees it: a sweep over `max_caption_words` compares the same records.
+
+Subsets go by the hash of a record's id, so they do not depend on the order or the number of files,
+and the same ids fall alike in an input's pictures and texts. Departs from `revision.data.plan`,
+where the subset of a training run goes by the hash of a record's position: to know the ids it would
+have to read every record before the first step.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Sentences of a caption: where they end, and a caption cut to whole ones.
 
-A sentence ends behind a run of . ! ? … (closing quotes and brackets included) that white space or
+A sentence ends behind a run of . ! ? … (closing quotes, brackets and * _ included) that white space or
 the end follows, behind 。！？ without any space, and at an empty line. It does not end
 
     inside a number, an address or a name:      3.5 m, www.example.org
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from revision.captions.words import count_words, cut_words
 
 _END = re.compile(
-    r"(?<![.!?\u2026])(?P<mark>[.!?\u2026]+)(?P<close>[\"'\u201d\u2019\u00bb)\]]*)(?=\s|$)"
+    r"(?<![.!?\u2026])(?P<mark>[.!?\u2026]+)(?P<close>[\"'\u201d\u2019\u00bb)\]*_]*)(?=\s|$)"
     r"|(?P<wide>[\u3002\uff01\uff1f\uff61]+[\u201d\u2019\u300d\u300f\uff09]*)"
     r"|(?P<paragraph>\n[ \t\r]*(?=\n))"
 )

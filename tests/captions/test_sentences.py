@@ -46,6 +46,7 @@ def sentences(text: str) -> list[str]:
         ["The year was 1890.", "Still used."],
         ["Vol. 2, pp. 3-4.", "End"],
         ["So do I.", "Good."],
+        ["**A red car.**", "It is *parked.*", "End."],
     ],
     ids=lambda sentences: " ".join(sentences)[:30],
 )
