@@ -1,13 +1,15 @@
 """How each of the layouts of `load_stores.py` is read in training: one epoch, in shuffled batches.
 
     ours      the path of train.py: VisualDataModule -> plan -> ShardSource -> WindowLoader, with
-              token ids, labels and unit rows
+              token ids, labels and unit rows; texts were tokenised before (tokens=cached)
+    online    the same with texts tokenised while they are read
     dict      every pickle of the public code into one dict by id, rows stacked from it
     singles   one member per row, through webdataset.WebDataset and WebLoader
     blocks    our shards through plain webdataset, a block at a time
     limit     nothing but a gather: every row copied once, in shuffled order, from mapped memory
 
-Only `ours` tokenises and divides by the norm; the others hand over rows and captions as stored.
+Ours and `online` hand over token ids, labels and rows of norm 1, ready for the model; the others
+rows and captions as they are stored.
 """
 
 import io
@@ -15,6 +17,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +52,7 @@ class Job:
 Reader = Callable[[Job], Iterator[Rows]]
 
 
-def ours(job: Job) -> Reader:
+def ours(job: Job, tokens: str = "cached") -> Reader:
     import torch
     from transformers import AutoTokenizer
 
@@ -61,7 +64,12 @@ def ours(job: Job) -> Reader:
 
     def read(job: Job) -> Iterator[Rows]:
         data = VisualDataModule(
-            turns=turns, shards=job.directory / "shards", batch_size=job.batch_size, seed=SEED
+            turns=turns,
+            shards=job.directory / "shards",
+            batch_size=job.batch_size,
+            seed=SEED,
+            tokens=tokens,
+            token_root=job.directory / "tokens",
         )
         data.trainer: Any = SimpleNamespace(  # what the module asks of Lightning's trainer
             global_rank=job.rank,
@@ -150,6 +158,7 @@ def plain_rows(job: Job) -> np.ndarray:
 
 MAKERS: dict[str, Callable[[Job], Reader]] = {
     "ours": ours,
+    "online": partial(ours, tokens="online"),
     "dict": dictionary,
     "singles": singles,
     "blocks": blocks,

@@ -77,17 +77,19 @@ def _embed_missing(directory: Path, header: Any, plan: dict[str, Any], cfg: Dict
             f"{directory}: embed.py writes {header.kind} rows to a folder {SETS[header.kind]!r}; "
             "rename it so while it is repaired"
         )
-    source = _source(directory, header, cfg)
+    source, encoder = _source(directory, header, cfg), build(cfg.encoder)
+    patches = 1 if header.kind == "text" else encoder.rows_per_image
     embed_records(
-        build(cfg.encoder),
+        encoder,
         input=source.path,
         image_root=source.image_root,
         output_dir=directory.parent,
         modality=header.kind,
         format=source.format,
-        rows_per_shard=plan["fingerprint"]["rows_per_shard"],
+        rows_per_shard=plan["fingerprint"]["rows_per_shard"] * patches,
         dtype=header.dtype,
         batch_size=cfg.batch_size,
+        text_tokens=cfg.text_tokens,
         num_workers=cfg.num_workers,
         accelerator=cfg.accelerator,
         devices=cfg.devices,

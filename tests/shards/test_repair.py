@@ -126,6 +126,22 @@ def test_the_same_records_are_chosen_again(embedded, encoder_dir, tmp_path):
     assert read_header(directory).num_records == 6
 
 
+def test_a_set_of_patches_is_repaired(encoder_dir, embedded, tmp_path):
+    embed_records(
+        load_encoder(encoder_dir, pooling="patches"),
+        input=tmp_path / "data.json",
+        image_root=tmp_path,
+        output_dir=tmp_path / "patches",
+        modality="image",
+        **(OPTIONS | {"rows_per_shard": 64}),
+    )
+    directory = tmp_path / "patches" / "images"
+    before = contents(directory)
+    flip(directory / "00001.tar")
+    verified(directory, encoder_dir, "repair=true", "encoder.pooling=patches")
+    assert contents(directory) == before
+
+
 def test_what_was_set_aside_before_is_kept(embedded, encoder_dir):
     directory = embedded / "texts"
     for _ in range(2):
