@@ -1,7 +1,7 @@
 """Sentences of a caption: where they end, and a caption cut to whole ones.
 
-A sentence ends behind a run of . ! ? … (closing quotes, brackets and * _ included) that white space or
-the end follows, behind 。！？ without any space, and at an empty line. It does not end
+A sentence ends behind a run of . ! ? … (closing quotes, brackets and * _ included) that white space
+or the end follows, behind 。！？ without any space, and at an empty line. It does not end
 
     inside a number, an address or a name:      3.5 m, www.example.org
     behind a title or an initial:               Dr. Smith, J. R. R. Tolkien
