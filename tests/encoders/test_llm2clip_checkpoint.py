@@ -73,6 +73,23 @@ def test_written_and_read_again_is_the_same(directory):
     assert joint.commit is None
 
 
+def test_of_the_hub_the_commit_is_known(directory, tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (directory / name).rename(snapshot / name)
+    asked = []
+
+    def from_cache(path, name, revision):
+        asked.append((path, revision))
+        return str(snapshot / name)
+
+    monkeypatch.setattr("revision.encoders.llm2clip_checkpoint.cached_file", from_cache)
+    joint = read_joint("owner/name", revision="v1", dtype=torch.float32)
+    assert joint.commit == "0123abc"
+    assert set(asked) == {("owner/name", "v1")}
+
+
 def test_tensors_without_use_are_left_out_by_name(directory):
     rewrite(
         directory,
