@@ -3,7 +3,8 @@
     plain      <image>{caption}\\n                       stage 1; what the user says is dropped,
                                                          the newline is the end mark
     vicuna_v1  {system} USER: {q} ASSISTANT: {a}{eos}USER: {q2} ASSISTANT: {a2}{eos}
-               (haotian-liu/LLaVA@c121f04 `vicuna_v1`; the end mark is the tokenizer's)
+               (haotian-liu/LLaVA@c121f04 `vicuna_v1`; the end mark is the tokenizer's). The space
+               before an answer is learnt: an open prompt ends at the colon
     llama      the same with `<|end_of_text|>` (the public ReVision code on Llama 3)
     llama3     <|begin_of_text|><|start_header_id|>{role}<|end_header_id|>\\n\\n{text}<|eot_id|>...
                (Llama 3 instruct, as its model card documents it; no system turn of its own)
@@ -111,7 +112,7 @@ def _vicuna(turns: Sequence[Turn], end_mark: str) -> list[Segment]:
             segments += [Segment("USER: "), Segment(turn.text, written=True)]
             segments += [Segment(" ASSISTANT:")]
         else:
-            segments += [Segment(" "), Segment(turn.text, target=True, written=True)]
+            segments += [Segment(" ", target=True), Segment(turn.text, target=True, written=True)]
             segments += [Segment(end_mark, target=True)]
     return segments
 
