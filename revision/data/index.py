@@ -30,7 +30,7 @@ from revision.progress import track
 from revision.records import Record, Rejection, input_files, json_line, read_records
 from revision.records.image import check_header
 from revision.records.image_source import image_file, is_member, remote_file
-from revision.records.inputs import shown_input
+from revision.records.inputs import shown_input, stamps_of
 from revision.remote import is_url, url_text
 
 QUARANTINE = "quarantine.jsonl"
@@ -182,7 +182,7 @@ def _publish(temporary: Path, directory: Path) -> None:
 
 
 def _fingerprint(input: str | Path, image_root: Path | None) -> str:
-    facts: list[Any] = [file.stamp() for file in input_files(input)]
+    facts: list[Any] = stamps_of(input_files(input))
     root = image_root and (url_text(image_root) if is_url(image_root) else image_root.resolve())
     facts += [_VERSION, str(root) if root else None]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]

@@ -22,7 +22,7 @@ from revision.files import write_bytes
 from revision.progress import track
 from revision.records import Record, Rejection, read_records
 from revision.records.formats import chosen_format
-from revision.records.inputs import input_files
+from revision.records.inputs import digests_of, input_files
 from revision.records.read import Side as RecordSide
 from revision.shards import DTYPES, Header, shard_name, write_header
 
@@ -54,7 +54,7 @@ class Source:
         """SHA-256 of the input's files, or of what identifies their version where they are remote;
         not of the pictures that a JSON file points to."""
         files = input_files(self.path, self.format)
-        digests = [file.digest() for file in files]
+        digests = digests_of(files)
         if chosen_format(self.path, self.format) == "folder":  # there names are the ids
             digests += [Path(file.address).relative_to(self.path).as_posix() for file in files]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from revision.alignment.base import AlignmentMap
 from revision.encoders.base import DualEncoder, check_same_encoder, rows_per_image
-from revision.files import file_digest
 from revision.records import Record, Rejection, read_records
-from revision.records.inputs import input_files
-from revision.shards import ShardReader
+from revision.records.inputs import InputFile, digests_of, input_files
+from revision.remote import url_text
+from revision.shards import ShardReader, is_feature_set
 
 Visual = Literal["real", "zero", "shuffled"]
 
@@ -114,7 +114,7 @@ def open_heldout(
     rows of the feature set come from another encoder than `encoder`.
     """
     path = Path(path)
-    if (path / "header.json").is_file():
+    if is_feature_set(path):
         reader = ShardReader(path)
         if encoder is not None:
             check_same_encoder(path, reader.header.encoder, encoder)
@@ -169,11 +169,10 @@ def input_digest(path: Path) -> str:
 
     Raises ValueError when there is nothing at `path`.
     """
-    header = path / "header.json"
-    if header.is_file():
-        digests = [file_digest(header)]
+    if is_feature_set(path):
+        digests = [InputFile(f"{url_text(path)}/header.json").digest()]
     else:
-        digests = [file.digest() for file in input_files(path)]
+        digests = digests_of(input_files(path))
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 

@@ -18,13 +18,15 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TextIO
+from typing import IO, TextIO, TypeVar
 
 from revision.files import file_digest
+from revision.progress import track
 from revision.records.folder import folder_files
 from revision.remote import fingerprint, is_pipe, is_url, listing, open_stream, shown, url_text
 from revision.remote.address import is_directory
@@ -34,6 +36,8 @@ SEPARATOR = "::"
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PART = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 _MAX_NAME = 60
+_QUESTIONS = 16
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,23 @@ def input_files(given: Inputs, format: str = "auto") -> list[InputFile]:
         for file in _matching(pattern, format)
     ]
     return [InputFile(address) for address in files]
+
+
+def digests_of(files: Sequence[InputFile]) -> list[str]:
+    """`digest` of each; servers are asked about several at a time."""
+    return _each(InputFile.digest, files)
+
+
+def stamps_of(files: Sequence[InputFile]) -> list[list[str | int]]:
+    """`stamp` of each; servers are asked about several at a time."""
+    return _each(InputFile.stamp, files)
+
+
+def _each(ask: Callable[[InputFile], T], files: Sequence[InputFile]) -> list[T]:
+    if not any(file.is_remote for file in files):
+        return [ask(file) for file in files]
+    with ThreadPoolExecutor(_QUESTIONS) as pool:
+        return list(track(pool.map(ask, files), "ask about the input", total=len(files)))
 
 
 def _matching(address: str, format: str) -> list[str]:

@@ -7,8 +7,9 @@ conversations  JSON array or JSONL of {id, image, caption, conversations}  (LLaV
 
 import json
 from collections.abc import Iterator
+from typing import TextIO
 
-from revision.records.entry import Entry
+from revision.records.entry import MAX_ENTRY_CHARACTERS, Entry
 from revision.records.inputs import InputFile
 from revision.records.json_stream import JsonStream
 
@@ -36,9 +37,19 @@ def conversation_entries(file: InputFile) -> Iterator[Entry]:
             stream.finish()
             return
         text.seek(0)
-        for number, line in enumerate(text, start=1):
+        for number, line in enumerate(_lines(text, file), start=1):
             if line.strip("\ufeff \t\r\n"):
                 yield _line_entry(f"{file.name}:line {number}", line)
+
+
+def _lines(text: TextIO, file: InputFile) -> Iterator[str]:
+    while line := text.readline(MAX_ENTRY_CHARACTERS):
+        if len(line) == MAX_ENTRY_CHARACTERS:
+            raise ValueError(
+                f"{file}: a line of {MAX_ENTRY_CHARACTERS} characters or more; JSONL has one "
+                "object a line, so this is another format: say which by format="
+            )
+        yield line
 
 
 def _line_entry(address: str, line: str) -> Entry:

@@ -7,12 +7,13 @@ cache on this machine, which its processes share. `fingerprint` tells whether on
 from revision.remote.address import is_pipe, is_url, join, listing, shown, url_text
 from revision.remote.cache import LocalCopy, local_copy
 from revision.remote.connection import RemoteError
-from revision.remote.stream import Retry, fingerprint, open_stream, read_all
+from revision.remote.stream import Retry, exists, fingerprint, open_stream, read_all
 
 __all__ = [
     "LocalCopy",
     "RemoteError",
     "Retry",
+    "exists",
     "fingerprint",
     "is_pipe",
     "is_url",

@@ -72,6 +72,22 @@ def read_all(url: str, *, offset: int = 0, max_bytes: int) -> bytes:
         return file.read(max_bytes)
 
 
+def exists(url: str) -> bool:
+    """Whether there is such a file, and it may be read.
+
+    Raises:
+        RemoteError: its server does not answer.
+    """
+    try:
+        with RemoteFile(url_text(url), RETRY) as file:
+            file.facts()
+    except RemoteError as error:
+        if error.__cause__ is not None and is_final(error.__cause__):
+            return False
+        raise
+    return True
+
+
 def fingerprint(url: str) -> str:
     """SHA-256 of what identifies the version of a file: its name, size and ETag, or time.
 

@@ -28,7 +28,13 @@ from revision.shards.layout import (
     check_rows,
     shard_name,
 )
-from revision.shards.reader import ShardReader, read_header, shard_info, shard_sums
+from revision.shards.reader import (
+    ShardReader,
+    is_feature_set,
+    read_header,
+    shard_info,
+    shard_sums,
+)
 from revision.shards.verify import verify, verify_moments
 from revision.shards.writer import ShardWriter, write_header
 
@@ -42,6 +48,7 @@ __all__ = [
     "ShardReader",
     "ShardWriter",
     "check_rows",
+    "is_feature_set",
     "read_header",
     "shard_info",
     "shard_name",

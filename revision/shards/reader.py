@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from revision.records import Record
-from revision.remote import is_url
+from revision.remote import exists, is_pipe, is_url, url_text
 from revision.shards.layout import (
     GRID_ROWS,
     MOMENTS_NAME,
@@ -54,6 +54,13 @@ def shard_sums(path: str | Path) -> MomentSums:
         raise ValueError(f"{path}: no {MOMENTS_NAME}; its rows must be read to know their moments")
     stored = np.load(io.BytesIO(read_member(path, *members[MOMENTS_NAME])), allow_pickle=False)
     return MomentSums.from_array(stored)
+
+
+def is_feature_set(directory: str | Path) -> bool:
+    """Whether a complete feature set lies in `directory`, here or on a server."""
+    if not is_url(directory):
+        return (Path(directory) / "header.json").is_file()
+    return not is_pipe(directory) and exists(f"{url_text(directory).rstrip('/')}/header.json")
 
 
 def read_header(directory: str | Path) -> Header:

@@ -14,6 +14,7 @@ from typing import Any
 
 from revision.files import file_digest, write_bytes
 from revision.records import input_files, input_text
+from revision.records.inputs import digests_of
 from revision.remote import fingerprint, is_url
 
 INPUTS = "inputs.json"
@@ -48,7 +49,7 @@ def _digest(name: str, given: str) -> str:
     except ValueError as error:
         raise ValueError(f"{name}={given} does not exist ({error}); correct the path") from error
     if any(file.is_remote for file in files):
-        digests = "\n".join(file.digest() for file in files)
+        digests = "\n".join(digests_of(files))
         return hashlib.sha256(digests.encode()).hexdigest()
     return file_digest(*(Path(file.address) for file in files))
 
