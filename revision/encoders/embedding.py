@@ -37,6 +37,7 @@ from revision.shards import (
     Header,
     read_header,
 )
+from revision.shards.repair import declare_again
 from revision.training.launch import leave_process_group_at_exit
 
 SETS: dict[Side, str] = {"image": "images", "text": "texts"}
@@ -91,7 +92,8 @@ def embed_records(
         for side in sides
     ]
     _record(plans)
-    if any(plan.missing() for plan in plans):
+    begun = [plan for plan in plans if plan.missing()]
+    if begun:
         module = EmbeddingModule(
             encoder,
             plans,
@@ -114,7 +116,7 @@ def embed_records(
             enable_model_summary=False,
         )
         trainer.predict(module, return_predictions=False)
-    _complete(plans)
+    _complete(plans, begun)
     return {plan.source.side: plan.directory for plan in plans}
 
 
@@ -251,11 +253,13 @@ def _record(plans: Sequence[Plan]) -> None:
 
 
 @rank_zero_only
-def _complete(plans: Sequence[Plan]) -> None:
-    """Declare the feature sets complete and print what they hold."""
+def _complete(plans: Sequence[Plan], begun: Sequence[Plan]) -> None:
+    """Declare the feature sets complete and print what they hold; `begun` had missing shards."""
     for plan in plans:
         if not (plan.directory / "header.json").exists():
             plan.write_header()
+        elif plan in begun:  # a shard was lost, and may have come back with other bytes
+            declare_again(plan.directory)
         header = read_header(plan.directory)
         if plan.source.selection is not None:
             print(f"{plan.directory}: {plan.source.selection.summary()}")

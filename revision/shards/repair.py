@@ -19,7 +19,7 @@ from typing import Any, Literal
 from revision.files import PLAN_NAME, fsync
 from revision.shards.layout import Header, ShardInfo
 from revision.shards.reader import read_header, shard_info
-from revision.shards.verify import Damage, quarantine_fits, shard_problems
+from revision.shards.verify import TOTALS, Damage, quarantine_fits, shard_problems
 from revision.shards.writer import write_header
 
 Maker = Literal["embed.py", "align.py", "scripts/convert.py"]
@@ -77,8 +77,7 @@ def repair(directory: Path, damage: Damage, make_missing: Callable[[], None]) ->
             if not (directory / name).exists():
                 path.rename(directory / name)
         raise
-    after = tuple(shard_info(directory / info.name) for info in header.shards)
-    declare(directory, header, after)
+    after = declare_again(directory)
     before = {info.name: info for info in header.shards}
     again = {info.name: info for info in after}
     for name in broken:
@@ -106,14 +105,15 @@ def _places(directory: Path, name: str) -> Iterator[Path]:
         number += 1
 
 
-def declare(directory: Path, header: Header, shards: tuple[ShardInfo, ...]) -> None:
-    """Write header and quarantine again, unless both say what `shards` say."""
+def declare_again(directory: Path) -> tuple[ShardInfo, ...]:
+    """Write header and quarantine anew, unless they are those of the shards that are there now."""
+    header = read_header(directory)
+    shards = tuple(shard_info(directory / info.name) for info in header.shards)
     totals = all(
-        getattr(header, key) == sum(getattr(info, key) for info in shards)
-        for key in ("num_rows", "num_records", "num_rejected")
+        getattr(header, key) == sum(getattr(info, key) for info in shards) for key in TOTALS
     )
     if header.shards == shards and totals and quarantine_fits(directory, header):
-        return
+        return shards
     write_header(
         directory,
         kind=header.kind,
@@ -122,6 +122,7 @@ def declare(directory: Path, header: Header, shards: tuple[ShardInfo, ...]) -> N
         alignment=header.alignment,
         num_shards=len(shards),
     )
+    return shards
 
 
 def _told(directory: Path, before: ShardInfo, after: ShardInfo, aside: Path | None) -> str:

@@ -165,6 +165,23 @@ def test_other_bytes_are_told_and_the_header_follows_them(embedded, encoder_dir,
     assert read_header(directory).source == fields["source"]
 
 
+def test_embed_py_run_again_brings_back_a_shard_and_the_header_follows(
+    embedded, tmp_path, encoder_dir
+):
+    directory = embedded / "texts"
+    path = directory / "header.json"
+    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0', 1))  # was another one
+    (directory / "00000.tar").unlink()
+    embed_records(
+        load_encoder(encoder_dir),
+        input=tmp_path / "data.json",
+        output_dir=embedded,
+        modality="text",
+        **OPTIONS,
+    )
+    assert verify(directory) == []
+
+
 def test_header_and_quarantine_are_declared_again_from_good_shards(embedded):
     directory = embedded / "images"
     before = contents(directory)
