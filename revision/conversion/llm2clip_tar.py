@@ -29,6 +29,7 @@ from revision.encoders.llm2clip import LLM2CLIPEncoder
 from revision.files import claim, file_digest
 from revision.progress import track
 from revision.records import Record, Rejection, SeenIds
+from revision.records.entry import MAX_ENTRY_CHARACTERS
 from revision.shards import GRID_ROWS, Header, ShardWriter, shard_name, write_header
 
 SUFFIX = "_text_embeddings.tar"
@@ -83,7 +84,7 @@ def _entries(tars: list[Path], field: str, dim: int) -> Iterator[Vector | Reject
     seen = SeenIds()
     for tar in track(tars, "import tars"):
         captions = _captions(tar.with_name(tar.name.replace(SUFFIX, ".tar")), field)
-        for key, content in _members(tar, field):
+        for key, content in _members(tar, field, 4 * dim + 1):
             caption, problem = captions.get(key, ("", "no caption: no .json has its key"))
             problem = _vector_problem(content, dim) or problem
             if not seen.add(key):
@@ -96,7 +97,8 @@ def _entries(tars: list[Path], field: str, dim: int) -> Iterator[Vector | Reject
 
 def _vector_problem(content: bytes, dim: int) -> str:
     if len(content) != 4 * dim:
-        return f"{len(content)} bytes, expected {4 * dim} of {dim} float32 numbers"
+        more = " or more" if len(content) > 4 * dim else ""
+        return f"{len(content)} bytes{more}, expected {4 * dim} of {dim} float32 numbers"
     vector = np.frombuffer(content, "<f4")
     return "" if np.isfinite(vector).all() and vector.any() else "vector is zero or not finite"
 
@@ -107,7 +109,10 @@ def _captions(tar: Path, field: str) -> dict[str, tuple[str, str]]:
         raise ValueError(
             f"{tar} is not there: it holds the captions of {tar.stem}{SUFFIX}; put it beside"
         )
-    return {key: _caption(content, field) for key, content in _members(tar, "json")}
+    return {
+        key: _caption(content, field)
+        for key, content in _members(tar, "json", MAX_ENTRY_CHARACTERS)
+    }
 
 
 def _caption(content: bytes, field: str) -> tuple[str, str]:
@@ -123,8 +128,9 @@ def _caption(content: bytes, field: str) -> tuple[str, str]:
     return captions[0], ""
 
 
-def _members(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """Key and content of every `<key>.<suffix>`, in order; a tar that is cut off is refused."""
+def _members(path: Path, suffix: str, limit: int) -> Iterator[tuple[str, bytes]]:
+    """Key and first `limit` bytes of every `<key>.<suffix>`, in order; a tar that is cut off is
+    refused. A few bytes of a tar may claim a member of terabytes."""
     try:
         with tarfile.open(path) as tar:
             for member in tar:
@@ -132,7 +138,7 @@ def _members(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
                 stem, _, found = name.partition(".")
                 file = tar.extractfile(member) if found == suffix and member.isfile() else None
                 if file is not None:
-                    yield f"{directory}/{stem}".lstrip("/"), file.read()
+                    yield f"{directory}/{stem}".lstrip("/"), file.read(limit)
             end = tar.offset
         with path.open("rb") as raw:
             raw.seek(end)

@@ -87,17 +87,22 @@ def test_the_other_field_has_its_own_vectors_and_captions(tmp_path, encoder):
 
 
 def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path, encoder):
-    captions = {1: "", 2: ["one", "two"], 3: ["one"]}
-    contents = {4: b"1234", 5: np.full(WIDTH, np.nan, np.float32).tobytes()}
-    write_pair(tmp_path / "in", "00000", range(7), captions, contents)
+    captions = {1: "", 7: ["one", "two"], 3: ["one"]}
+    contents = {
+        4: b"1234",
+        2: vector(2).tobytes() * 9,
+        5: np.full(WIDTH, np.nan, np.float32).tobytes(),
+    }
+    write_pair(tmp_path / "in", "00000", range(8), captions, contents)
     write_pair(tmp_path / "in", "00001", [6])
     header = run(tmp_path / "in", encoder)
-    assert (header.num_rows, header.num_rejected) == (3, 5)
+    assert (header.num_rows, header.num_rejected) == (3, 6)
     lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     reasons = {(line["id"], line["reason"].split(",")[0]) for line in map(json.loads, lines)}
     assert reasons == {
         ("0001", f"empty caption '{FIELD}'"),
-        ("0002", f"2 captions in '{FIELD}'"),
+        ("0002", "97 bytes or more"),
+        ("0007", f"2 captions in '{FIELD}'"),
         ("0004", "4 bytes"),
         ("0005", "vector is zero or not finite"),
         ("0006", "duplicate id: an earlier vector has it"),
