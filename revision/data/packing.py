@@ -17,6 +17,7 @@ Letters: L positions of a sample after splicing, T `max_tokens`.
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +27,7 @@ from revision.data.plan import Order, Recent, StepPlan
 from revision.progress import track
 
 POOL = 16_384
+_SHOWN = 100  # more pools than that take longer than a second
 
 
 @runtime_checkable
@@ -85,7 +87,9 @@ class PackedOrder:
     def _pool_ends(self, epoch: int) -> Int64[np.ndarray, " pools"]:
         """The batch behind the last one of each pool."""
         if epoch not in self._ends:
-            pools = track(range(self._num_pools(epoch)), f"pack epoch {epoch}")
+            pools: Iterable[int] = range(self._num_pools(epoch))
+            if self._num_pools(epoch) > _SHOWN:
+                pools = track(pools, f"pack epoch {epoch}")
             counts = [int(self._packed(epoch, pool)[1].max()) + 1 for pool in pools]
             self._ends[epoch] = np.cumsum(counts, dtype=np.int64)
         return self._ends[epoch]

@@ -49,6 +49,52 @@ def test_records_are_shuffled_inside_groups_of_blocks():
         assert group != sorted(group)
 
 
+def test_a_shard_is_visited_once_per_epoch():
+    shards = [n % 5 for n in range(40)]  # not in their order
+    plan = EpochPlan([10] * 40, block_shards=shards, shuffle_blocks=2, seed=1)
+    for epoch in range(3):
+        visited = [shards[record // 10] for record in order(plan, epoch)]
+        changes = sum(a != b for a, b in zip(visited[::20], visited[20::20], strict=False))
+        assert changes == 4
+        assert sorted(order(plan, epoch)) == list(range(400))
+    firsts = [shards[order(plan, epoch)[0] // 10] for epoch in range(20)]
+    assert len(set(firsts)) == 5
+
+
+def test_one_shard_keeps_the_order_it_always_had():
+    """Runs of before stay comparable."""
+    blocks = np.random.default_rng([3, 1]).permutation(len(BLOCKS))
+    starts = np.cumsum([0, *BLOCKS])
+    records = [np.arange(starts[b], starts[b + 1]) for b in blocks]
+    groups = [np.concatenate(records[:4]), np.concatenate(records[4:])]
+    expected = [np.random.default_rng([3, 1, i]).permutation(g) for i, g in enumerate(groups)]
+    plan = EpochPlan(BLOCKS, seed=3, shuffle_blocks=4, block_shards=["a"] * len(BLOCKS))
+    assert order(plan, 1) == np.concatenate(expected).tolist()
+
+
+def test_records_of_a_range_are_a_slice_of_the_epoch():
+    plan = EpochPlan(BLOCKS, seed=2, shuffle_blocks=2, num_samples=40)
+    whole = order(plan, 1)
+    for first in range(41):
+        for last in range(first, 41):
+            assert plan.records(1, first, last).tolist() == whole[first:last]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 100])
+def test_a_run_that_continues_in_other_steps_takes_up_the_order(size):
+    plan = EpochPlan(BLOCKS)
+    whole = [n for epoch in range(3) for n in order(plan, epoch)]
+    before = StepPlan(plan, 8)
+    for step in (0, 1, 6, 7, 8):  # 7 steps to an epoch
+        start = before.place(step)
+        after = StepPlan(plan, size, start=start)
+        seen = [n for s in range(step) for batch in before.window(s) for n in batch]
+        seen += [n for s in range(step, after.end(2)) for b in after.window(s) for n in b]
+        assert seen == whole
+        assert after.place(step) == start
+        assert all(after.place(s).epoch == 0 for s in range(step, after.end(0)))
+
+
 @pytest.mark.parametrize("num_samples", [None, 23])
 def test_a_step_is_the_same_set_for_every_number_of_processes(num_samples):
     plan = EpochPlan(BLOCKS, seed=1, num_samples=num_samples)

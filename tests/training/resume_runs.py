@@ -32,18 +32,18 @@ DIM = 4
 SETS = {"cats": [3, 4, 2, 4, 1, 7], "dogs": [5, 1, 7]}  # records of each block, two to a shard
 
 
-def write_sets(directory: Path) -> None:
+def write_sets(directory: Path, dim: int = DIM) -> None:
     """Text-only, single- and multi-image conversations of several lengths, in uneven shards."""
     rng = np.random.default_rng(0)
     for name, blocks in SETS.items():
         number = 0
         for shard in range(0, len(blocks), 2):
-            with ShardWriter(directory / name, shard // 2, DIM, "float32") as writer:
+            with ShardWriter(directory / name, shard // 2, dim, "float32") as writer:
                 for size in blocks[shard : shard + 2]:
                     numbers = range(number, number + size)
                     pictures = [n % 3 for n in numbers]
                     records = [record(f"{name}-{n}", n % 3, n) for n in numbers]
-                    writer.add_block(rng.standard_normal((sum(pictures), DIM)), records, pictures)
+                    writer.add_block(rng.standard_normal((sum(pictures), dim)), records, pictures)
                     number += size
         header = {"encoder": {"name": "x"}, "source": {"input": "test"}, "kind": "image"}
         write_header(directory / name, num_shards=len(blocks) // 2 + len(blocks) % 2, **header)
