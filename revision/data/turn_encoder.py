@@ -10,11 +10,11 @@ import hashlib
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,20 +45,6 @@ class _Piece(NamedTuple):
         """The tokens that have a character in `start`..`end`; an empty one counts as one."""
         first = bisect_right(self.offsets, start, key=lambda span: max(span[1], span[0] + 1))
         return range(first, max(first, bisect_left(self.offsets, end, key=lambda span: span[0])))
-
-
-class _Span(NamedTuple):
-    """The characters of one segment."""
-
-    start: int
-    end: int
-    target: bool
-    may_spell_special: bool
-
-    def within(self, start: int, end: int) -> "_Span":
-        """The part of it in `start`..`end`, counted from there; maybe empty."""
-        first, last = max(self.start, start) - start, min(self.end, end) - start
-        return self._replace(start=first, end=max(first, last))
 
 
 @dataclass(frozen=True)
@@ -109,8 +95,8 @@ class TurnEncoder:
         """What `__call__` gives for each conversation, or the error that it raises."""
         rendered = [self._rendered(turns) for turns in conversations]
         good = [segments for segments in rendered if not isinstance(segments, ValueError)]
-        parts = ["".join(s.text for s in segments).split(IMAGE_MARK) for segments in good]
-        pieces = self._tokenized([part for texts in parts for part in texts if part])
+        parts = ["".join([s.text for s in segments]).split(IMAGE_MARK) for segments in good]
+        pieces = self._tokenized({part: None for texts in parts for part in texts if part})
         own = (self._joined(*of_one, pieces) for of_one in zip(good, parts, strict=True))
         return [
             segments if isinstance(segments, ValueError) else self._cut(*next(own))
@@ -162,62 +148,55 @@ class TurnEncoder:
         except ValueError as error:
             return error
 
-    def _tokenized(self, texts: list[str]) -> Iterator[_Piece]:
+    def _tokenized(self, texts: Mapping[str, None]) -> dict[str, _Piece]:
+        """The tokens of each text; what several conversations share is tokenised once."""
         if not texts:
-            return
+            return {}
         encoding = self.tokenizer(
-            texts,
+            list(texts),
             add_special_tokens=False,
             return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
-        yield from map(_Piece, encoding["input_ids"], encoding["offset_mapping"])
+        pieces = map(_Piece, encoding["input_ids"], encoding["offset_mapping"])
+        return dict(zip(texts, pieces, strict=True))
 
     def _joined(
-        self, segments: list[Segment], parts: list[str], pieces: Iterator[_Piece]
-    ) -> tuple[list[int], list[bool]]:
-        """The ids of the texts `parts` between the slots, and which are targets."""
-        ends = list(accumulate(len(segment.text) for segment in segments))
-        spans = [
-            _Span(end - len(segment.text), end, segment.target, self._may_spell_special(segment))
-            for segment, end in zip(segments, ends, strict=True)
-        ]
-        ids, targets, start = list(self._front), [False] * len(self._front), 0
+        self, segments: list[Segment], parts: list[str], pieces: dict[str, _Piece]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of the texts `parts` with slots between them, and the ranges to be learnt."""
+        learnt = _spans(segments, [segment.target for segment in segments])
+        written = [segment.text for segment in segments if segment.written]
+        spells = self._specials.search("\0".join(written)) is not None
+        said = _spans(segments, [segment.written for segment in segments]) if spells else []
+        ids, targets, start = list(self._front), [], 0
         for index, part in enumerate(parts):
             if index:
                 ids.append(IMAGE_SLOT)
-                targets.append(False)
                 start += len(IMAGE_MARK)
             if part:
-                inside = [span.within(start, start + len(part)) for span in spans]
-                own_ids, own_targets = self._marked(next(pieces), part, inside)
-                ids += own_ids
-                targets += own_targets
+                piece = pieces[part]
+                for first, last in _within(said, start, len(part)):
+                    piece = self._without_specials(piece, part, first, last)
+                for first, last in _within(learnt, start, len(part)):
+                    tokens = piece.tokens(first, last)
+                    targets.append((len(ids) + tokens.start, len(ids) + tokens.stop))
+                ids += piece.ids
             start += len(part)
         return ids, targets
 
-    def _marked(self, piece: _Piece, text: str, spans: list[_Span]) -> tuple[list[int], list[bool]]:
-        """The ids of a piece and which are targets; special tokens that were said are spelled."""
-        ids, targets = list(piece.ids), [False] * len(piece.ids)
-        for span in spans:
-            if span.target and span.start < span.end:
-                tokens = piece.tokens(span.start, span.end)
-                targets[tokens.start : tokens.stop] = [True] * len(tokens)
-        for span in reversed(spans):
-            if not span.may_spell_special:
-                continue
-            for token in reversed(piece.tokens(span.start, span.end)):
-                start, end = piece.offsets[token]
-                if end <= span.end and self._spells_special(piece.ids[token], text[start:end]):
-                    spelled = self._spelled_out(text[start:end])
-                    ids[token : token + 1] = spelled
-                    targets[token : token + 1] = [targets[token]] * len(spelled)
-        return ids, targets
-
-    def _may_spell_special(self, segment: Segment) -> bool:
-        return segment.written and self._specials.search(segment.text) is not None
+    def _without_specials(self, piece: _Piece, text: str, first: int, last: int) -> _Piece:
+        """With the special tokens in the characters `first`..`last` spelled out."""
+        ids, offsets = list(piece.ids), list(piece.offsets)
+        for token in reversed(piece.tokens(first, last)):
+            start, end = offsets[token]
+            if end <= last and self._spells_special(ids[token], text[start:end]):
+                spelled = self._spelled_out(text[start:end])
+                ids[token : token + 1] = spelled
+                offsets[token : token + 1] = [(start, end)] * len(spelled)
+        return _Piece(ids, offsets)
 
     def _spells_special(self, token: int, text: str) -> bool:
         """A special token may also stand for one byte of a character: then nothing spells it."""
@@ -236,21 +215,21 @@ class TurnEncoder:
             return ()
         return (bos,) if self.tokenizer("")["input_ids"][:1] == [bos] else ()
 
-    def _cut(self, ids: list[int], targets: list[bool]) -> Encoded | ValueError:
+    def _cut(self, ids: list[int], targets: list[tuple[int, int]]) -> Encoded | ValueError:
         num_slots = ids.count(IMAGE_SLOT)
         whole = len(ids) + num_slots * (self.tokens_per_image - 1)
         if self.max_length is not None and whole > self.max_length:
-            keep = self._fitting(ids)
-            ids, targets = ids[:keep], targets[:keep]
+            ids = ids[: self._fitting(ids)]
             if ids.count(IMAGE_SLOT) < num_slots:
                 return ValueError(
                     f"stage.max_length={self.max_length} has room for {ids.count(IMAGE_SLOT)} of "
                     f"its {num_slots} pictures; raise stage.max_length, or remove the record"
                 )
-        if not ids:
-            ids, targets = [self.filler_id], [False]
-        input_ids = torch.tensor(ids)
-        return Encoded(input_ids, input_ids.masked_fill(~torch.tensor(targets), IGNORE))
+        input_ids = np.array(ids or [self.filler_id], np.int64)
+        labels = np.full_like(input_ids, IGNORE)
+        for start, stop in targets:
+            labels[start:stop] = input_ids[start:stop]
+        return Encoded(torch.from_numpy(input_ids), torch.from_numpy(labels))
 
     def _fitting(self, ids: list[int]) -> int:
         """How many ids fill `max_length` positions."""
@@ -260,3 +239,25 @@ class TurnEncoder:
             if length > (self.max_length or 0):
                 return keep
         return len(ids)
+
+
+def _spans(segments: list[Segment], chosen: list[bool]) -> list[tuple[int, int]]:
+    """The characters of the chosen segments; neighbours are one span."""
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for segment, is_chosen in zip(segments, chosen, strict=True):
+        end = start + len(segment.text)
+        if is_chosen and spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], end)
+        elif is_chosen and end > start:
+            spans.append((start, end))
+        start = end
+    return spans
+
+
+def _within(spans: list[tuple[int, int]], start: int, length: int) -> Iterator[tuple[int, int]]:
+    """The parts of the spans in the `length` characters from `start` on, counted from there."""
+    for span in spans:
+        first, last = max(span[0] - start, 0), min(span[1] - start, length)
+        if first < last:
+            yield first, last
