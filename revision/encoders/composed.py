@@ -47,7 +47,7 @@ from revision.encoders.pairing import (
     raw_bytes,
     write_config,
 )
-from revision.encoders.pixels import bytes_of, check_decode, resize
+from revision.encoders.pixels import as_numbers, bytes_of, check_decode, resize
 
 COMPOSED = "composed_dual_encoder"
 TOWERS = "tower_pair"
@@ -121,7 +121,7 @@ class TowerPair(Towers):
 
     @torch.no_grad()
     def encode_images(self, pixels: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n D"]:
-        values = pixels.float().sub_(127).div_(128)
+        values = as_numbers(pixels).sub_(127).div_(128)
         values = values.to(self.text.dtype).contiguous(memory_format=torch.channels_last)
         return unit_rows(self.vision.extract_features(values).float().mean((2, 3)))
 

@@ -100,7 +100,7 @@ class PixelPath(nn.Module):
     def forward(self, pixels: UInt8[Tensor, "n 3 H W"]) -> Float[Tensor, "n 3 H W"]:
         """On the device. The divisions are by tensors: by a number, CUDA would multiply by the
         reciprocal, which rounds differently."""
-        return pixels.float().div_(self.divisor).sub_(self.mean).div_(self.std)
+        return as_numbers(pixels).div_(self.divisor).sub_(self.mean).div_(self.std)
 
 
 def resize(
@@ -117,6 +117,19 @@ def resize(
 def bytes_of(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
     """The bytes of an RGB picture, stored as in the picture, channels last."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def as_numbers(pixels: UInt8[Tensor, "n 3 H W"]) -> Float[Tensor, "n 3 H W"]:
+    """Bytes as float32.
+
+    Raises ValueError for numbers: they would be normalised twice.
+    """
+    if pixels.dtype != torch.uint8:
+        raise ValueError(
+            f"pixels of dtype {pixels.dtype}, expected uint8; give what image_inputs returns, "
+            "the encoder normalises it itself"
+        )
+    return pixels.float()
 
 
 def check_decode(decode: str) -> None:

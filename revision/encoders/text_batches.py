@@ -3,9 +3,10 @@
 Place in the pipeline: a group of texts, tokenised once -> **batches** -> text tower.
 
 A batch holds texts of similar length, as many as fit into `budget` positions with its padding, and
-at least one. Texts that are sorted need hardly any padding: of the positions of a batch a share of
-1 - sum(lengths) / (n * longest) is wasted. A model that computes the same row whatever its
-neighbours computes it for any such cut, up to rounding.
+at least one. Of its positions a share of 1 - sum(lengths) / (n * longest) is wasted; where texts
+become shorter than 4/5 of the longest it ends, once it fills 1/16 of the budget, so that a group
+of few texts is not padded as one. A model that computes the same row whatever its neighbours
+computes it for any such cut, up to rounding.
 
 The length of a text is read from `attention_mask`, on either side of which padding may lie. Without
 a mask (SigLIP attends to its padding) every text has the full length.
@@ -14,10 +15,14 @@ Letters: n texts, T positions of the longest.
 """
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+_SIMILAR = 0.8
+_LEAST = 16
 
 
 def token_lengths(inputs: dict[str, Tensor]) -> Int[Tensor, " n"]:
@@ -36,12 +41,20 @@ def token_batches(
     longest first."""
     lengths = token_lengths(inputs)
     order = lengths.argsort(descending=True, stable=True)
+    descending = lengths[order].clamp_min(1).tolist()
     start = 0
     while start < len(order):
-        longest = max(1, int(lengths[order[start]]))
-        chosen = order[start : start + max(1, budget // longest)]
+        chosen = order[start : start + _batch_size(descending[start:], budget)]
         start += len(chosen)
         yield chosen, _cut(inputs, chosen)
+
+
+def _batch_size(lengths: list[int], budget: int) -> int:
+    """How many of the texts with these lengths, the longest first, make a batch."""
+    longest = lengths[0]
+    similar = sum(1 for _ in takewhile(lambda length: length >= _SIMILAR * longest, lengths))
+    least = budget // _LEAST // longest
+    return max(1, min(budget // longest, max(similar, least)))
 
 
 def _cut(inputs: dict[str, Tensor], chosen: Int[Tensor, " rows"]) -> dict[str, Tensor]:
