@@ -2,6 +2,8 @@
 
     python scripts/inspect_data.py input=pairs.tar
     python scripts/inspect_data.py input=chat.json image_root=images output_dir=runs/inspect
+    python scripts/inspect_data.py "input='s3://bucket/{00000..00009}.tar'" num_images=100
+    python scripts/inspect_data.py "input='pipe:zstd -dc chats.jsonl.zst'"
 
 Counts, metadata, lengths, `<image>` marks, picture sizes and modes, and what is broken, with
 addresses. It reads the input once and ends with status 1 if that cannot be read to its end.
@@ -26,7 +28,7 @@ def run(cfg: DictConfig) -> dict:
 
     found = inspect_records(
         cfg.input,
-        image_root=Path(cfg.image_root) if cfg.image_root else None,
+        image_root=cfg.image_root,
         format=cfg.format,
         num_images=cfg.num_images,
         num_samples=cfg.num_samples,

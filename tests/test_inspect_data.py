@@ -17,7 +17,12 @@ from revision.config import compose
 from revision.records import inspection
 from revision.records.inspection import Reservoir, inspect_records, quantiles, reason_kind
 from revision.records.inspection_text import as_text
+from revision.remote import Retry, stream
+from tests.web_server import serving
 
+_BUFFER = io.BytesIO()
+Image.new("L", (6, 4)).save(_BUFFER, "png")
+PNG = _BUFFER.getvalue()
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "inspect_data.py"
 
 
@@ -165,3 +170,31 @@ def test_what_a_terminal_would_obey_is_escaped(tmp_path):
 def test_negative_counts_are_refused(chats):
     with pytest.raises(ValueError, match="at least 0, got -1 and 3"):
         inspect_records(chats, num_images=-1)
+
+
+def test_several_remote_files_are_described_together(chats, capsys):
+    with serving({"a.json": chats.read_bytes(), "images/0.png": PNG}) as server:
+        server.cuts = [200]
+        overrides = [
+            f"input=[{server.url}/a.json,{chats}]",
+            f"image_root={server.url}/images",
+            "num_images=9",
+        ]
+        found = load_script().run(compose("inspect_data", overrides))
+    assert (found["num_files"], found["counts"]["entries"]) == (2, 16)
+    assert found["counts"]["numbered_ids"] == 6  # every id of the second file
+    assert found["pictures"]["modes"] == {"L": found["counts"]["images"] - 2}
+    assert "missing image" in found["pictures"]["broken"][0]["problem"]
+    assert "conversations (detected), 2 files" in capsys.readouterr().out
+
+
+def test_a_remote_input_that_fails_is_described_as_far_as_it_goes(monkeypatch, capsys):
+    monkeypatch.setattr(stream, "RETRY", Retry(attempts=2, first_delay_s=0.001))
+    lines = b"".join(b'{"id": %d, "text": "a"}\n' % i for i in range(200_000))
+    with serving({"a.jsonl": lines}) as server:
+        server.after_request = [lambda: server.statuses.extend([503] * 9)]
+        server.cuts = [2 * 2**20]
+        overrides = [f"input={server.url}/a.jsonl", "format=conversations"]
+        with pytest.raises(ValueError, match=r"not read to its end: .*a\.jsonl.*after 2 attempts"):
+            load_script().run(compose("inspect_data", overrides))
+    assert re.search(r"STOPPED.*\n\n[1-9]\d+ entries", capsys.readouterr().out)
