@@ -9,7 +9,7 @@ pixels:
     squash      both sides become s
     cut         starts at round((side - c) / 2), where a processor takes the floor
 
-so that of two pictures in four the cut lies one pixel further when (side - c) is odd.
+so that the cut lies one pixel further where side - c is 3, 7, 11, ...
 
 Source: mlfoundations/open_clip v3.3.0 src/open_clip/transform.py:image_transform and
 huggingface/pytorch-image-models v1.0.31 timm/data/transforms_factory.py:transforms_imagenet_eval,

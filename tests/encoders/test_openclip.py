@@ -126,6 +126,16 @@ def test_saved_and_loaded_again_is_the_same(name, tmp_path):
     torch.testing.assert_close(*rows, rtol=0, atol=1e-6)
 
 
+def test_patches_are_those_of_the_vision_tower(tmp_path):
+    encoder = load_encoder(checkpoint("clip", tmp_path), pooling="patches")
+    assert (encoder.rows_per_image, encoder.dim) == (16, 16)
+    pixels = PICTURES["squash-bicubic"][:2]
+    model = encoder.whole.model.vision_model
+    values = encoder.whole.pixel_values(pixels)
+    states = model(pixel_values=values, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(encoder.visual(pixels), states[:, 1:], rtol=0, atol=1e-5)
+
+
 def test_quick_gelu_may_be_said_beside_the_config(tmp_path):
     told = checkpoint("clip_quickgelu", tmp_path / "told")
     silent = checkpoint("clip_quickgelu", tmp_path / "silent")
