@@ -33,7 +33,7 @@ def requirements(*tables: str) -> list[Requirement]:
     """The lists of pyproject.toml, which Python 3.10 has no reader for."""
     text = (ROOT / "pyproject.toml").read_text()
     lists = [
-        re.search(rf"^{table} = (\[.*?^\])", text, re.DOTALL | re.MULTILINE) for table in tables
+        re.search(rf"^{table} = (\[.*?\])$", text, re.DOTALL | re.MULTILINE) for table in tables
     ]
     return [Requirement(item) for found in lists for item in ast.literal_eval(found[1])]
 
@@ -101,14 +101,19 @@ def test_a_gpu_that_is_added_later_gets_a_torch_with_cuda(
 
 
 def test_no_dependency_is_missing_from_pyproject():
-    """What the package imports is installed with it (or is a weight package, or its own)."""
+    """What the package imports is installed with it (or is a weight package, or its own), and what
+    a function imports at least with one of its extras."""
     names = {
         **{"pil": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn"},
         "efficientnet-lite-pytorch": None,
     }
-    declared = {canonicalize_name(r.name) for r in requirements("dependencies")}
+    always = {canonicalize_name(r.name) for r in requirements("dependencies")}
+    extras = ("captions", "openclip", "pair", "s3", "timm")
+    declared_for_functions = always | {canonicalize_name(r.name) for r in requirements(*extras)}
     for path in (ROOT / "revision").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            declared = always if node in tree.body else declared_for_functions
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 modules = [node.module]
