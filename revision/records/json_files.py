@@ -13,6 +13,9 @@ from revision.records.entry import MAX_ENTRY_CHARACTERS, Entry
 from revision.records.inputs import InputFile
 from revision.records.json_stream import JsonStream
 
+_BLANK = "\ufeff \t\r\n"
+_START_CHARACTERS = 1024
+
 
 def revision_entries(file: InputFile) -> Iterator[Entry]:
     """Entries of both lists in the order of the file; other keys of the object are stepped over."""
@@ -30,19 +33,30 @@ def revision_entries(file: InputFile) -> Iterator[Entry]:
 def conversation_entries(file: InputFile) -> Iterator[Entry]:
     """Entries of a JSON array or, one object a line, of JSONL."""
     with file.open_text() as text:
-        stream = JsonStream(text, str(file))
-        if stream.peek() == "[":
+        first, start = _first_line(text)
+        if start.lstrip(_BLANK).startswith("["):
+            stream = JsonStream(text, str(file), start=start)
             for i, fields in enumerate(stream.elements()):
                 yield Entry(f"{file.name}:entry {i}", fields)
             stream.finish()
             return
-        text.seek(0)
-        for number, line in enumerate(_lines(text, file), start=1):
-            if line.strip("\ufeff \t\r\n"):
+        for number, line in enumerate(_lines(start, text, file), start=first):
+            if line.strip(_BLANK):
                 yield _line_entry(f"{file.name}:line {number}", line)
 
 
-def _lines(text: TextIO, file: InputFile) -> Iterator[str]:
+def _first_line(text: TextIO) -> tuple[int, str]:
+    """Number and start of the first line that holds anything; an array may be one line."""
+    number, start = 1, text.readline(_START_CHARACTERS)
+    while start and not start.strip(_BLANK):
+        number += start.endswith("\n")
+        start = text.readline(_START_CHARACTERS)
+    return number, start
+
+
+def _lines(start: str, text: TextIO, file: InputFile) -> Iterator[str]:
+    if start:
+        yield start if start.endswith("\n") else start + text.readline(MAX_ENTRY_CHARACTERS)
     while line := text.readline(MAX_ENTRY_CHARACTERS):
         if len(line) == MAX_ENTRY_CHARACTERS:
             raise ValueError(

@@ -15,11 +15,16 @@ _LOOKAHEAD = 8
 
 
 class JsonStream:
-    """A position in a JSON text file. `name` is the file's name in errors."""
+    """A position in a JSON text file, of which `start` was read already.
 
-    def __init__(self, file: TextIO, name: str, piece_characters: int = 2**16) -> None:
+    `name` is the file's name in errors.
+    """
+
+    def __init__(
+        self, file: TextIO, name: str, piece_characters: int = 2**16, *, start: str = ""
+    ) -> None:
         self._file, self._name, self._piece = file, name, piece_characters
-        self._buffer, self._position, self._ended = "", 0, False
+        self._buffer, self._position, self._ended = start, 0, False
         self._decoder = json.JSONDecoder()
 
     def _grow(self, characters: int) -> None:

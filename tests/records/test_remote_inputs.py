@@ -112,6 +112,28 @@ def test_a_format_is_the_same_wherever_it_lies(server, tmp_path, name):
         ]
 
 
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        *(("a.json", "revision"), ("array.json", "conversations"), ("a.jsonl", "conversations")),
+        *(("a.jsonl.gz", "conversations"), ("a.tar", "webdataset"), ("a.arrow", "datasets")),
+        ("large.tar", "webdataset"),
+    ],
+)
+def test_what_is_read_in_order_takes_one_connection_and_runs_a_command_once(
+    server, tmp_path, name, format
+):
+    large = {f"{i}.bin": bytes(3 * 2**20 + 512 * i) for i in range(3)} | {"a.txt": b"text"}
+    content = FILES[name] if name in FILES else tar_bytes(large)
+    server.files, server.pause_s = {name: content}, 0.001
+    list(read_records(f"{server.url}/{name}", side="text", format=format))
+    assert server.requests == [(name, None)]
+    (tmp_path / name).write_bytes(content)
+    command = f"pipe:echo x >> {tmp_path}/runs; cat {tmp_path}/{name}"
+    list(read_records(command, side="text", format=format))
+    assert (tmp_path / "runs").read_text() == "x\n"
+
+
 def test_pictures_of_a_remote_tar_are_found_again_below_its_root(server):
     server.files = {"x/0.tar": tar_bytes({"0.txt": b"t", "0.png": png(9)})}
     root = f"{server.url}/x"
