@@ -36,6 +36,7 @@ class ImageTextPairs:
         self._kept: dict[int, Tensor] = {}
         full, rest = divmod(len(index), _INDEX_BLOCK)
         self.block_sizes = [_INDEX_BLOCK] * full + ([rest] if rest else [])
+        self.block_shards = [0] * len(self.block_sizes)
 
     def batch(self, numbers: Sequence[int], epoch: int = 0) -> PairedBatch:
         texts = [self.index[number].text or "" for number in numbers]

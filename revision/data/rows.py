@@ -28,7 +28,7 @@ _OPEN_BLOCKS = 64
 class StoredRows:
     """The rows of the feature set in `directory`. May be pickled to workers."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str | Path) -> None:
         self.reader = ShardReader(directory)
         self.starts = np.cumsum([0, *(block.rows for block in self.reader.blocks)], dtype=np.int64)
         self._open: OrderedDict[int, tuple[IO[bytes], int]] = OrderedDict()

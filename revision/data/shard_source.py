@@ -56,7 +56,7 @@ class ShardSource(SampleSource):
 
     def __init__(
         self,
-        directory: Path,
+        directory: str | Path,
         turns: TurnEncoder,
         *,
         alignment: RowMap | None = None,

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from revision.alignment.noise import Disturbed, GaussianNoise
 from revision.data.image_source import ImageSource
 from revision.data.index import build_index
 from revision.data.record_turns import check_record, record_turns
-from revision.data.samples import IMAGE_SLOT
+from revision.data.samples import IMAGE_SLOT, collate
 from revision.data.shard_source import ShardSource
 from revision.data.turn_encoder import TurnEncoder
 from revision.records import Record, Turn
@@ -201,6 +202,35 @@ def test_pictures_on_the_fly(pictures):
     assert image_source(pictures, visual="zero").sample(2).visual.shape == (2, 1, data.encoder.dim)
     other = image_source(pictures, visual="shuffled").sample(0)
     assert not torch.equal(other.pixels, data.sample(0).pixels)
+
+
+@pytest.mark.parametrize("visual", ["real", "zero", "shuffled"])
+def test_pictures_with_cached_tokens_are_those_with_online_ones(pictures, visual):
+    online = image_source(pictures, visual=visual)
+    cached = image_source(pictures, visual=visual, token_root=pictures / "tokens")
+    one, other = online.batch([2, 1, 0, 3]), cached.batch([2, 1, 0, 3])
+    assert one.ids == other.ids and torch.equal(one.labels, other.labels)
+    assert torch.equal(one.input_ids, other.input_ids)
+    seen = "visual" if visual == "zero" else "pixels"
+    assert torch.equal(getattr(one, seen), getattr(other, seen))
+    assert cached.lengths().tolist() == one.lengths[[2, 1, 0, 3]].tolist()
+
+
+def test_a_batch_is_its_samples_side_by_side(shards):
+    noise = Disturbed(GaussianNoise(std=0.3))
+    for options in ({}, {"alignment": Negate()}, {"alignment": noise}, {"visual": "shuffled"}):
+        data = source(shards, **options)
+        numbers = [4, 2, 1, 2, 0, 3]
+        whole = data.batch(numbers, epoch=1)
+        alone = collate([data.sample(number, epoch=1) for number in numbers])
+        assert whole.ids == alone.ids and whole.window_targets == alone.window_targets
+        for name in ("input_ids", "labels", "lengths", "visual"):
+            assert torch.equal(getattr(whole, name), getattr(alone, name)), name
+
+
+def test_blocks_know_their_shards(shards, pictures):
+    assert source(shards).block_shards == [0, 0, 1]
+    assert image_source(pictures).block_shards == [0]
 
 
 def test_unusable_records_are_in_quarantine_with_the_reason(pictures):
