@@ -6,7 +6,7 @@
     dict      every pickle of the public code into one dict by id, rows stacked from it
     singles   one member per row, through webdataset.WebDataset and WebLoader
     blocks    our shards through plain webdataset, a block at a time
-    limit     nothing but a gather: every row copied once, in shuffled order, from mapped memory
+    limit     nothing but a gather: every row copied once from mapped memory, in the order of ours
 
 Ours and `online` hand over token ids, labels and rows of norm 1, ready for the model; the others
 rows and captions as they are stored.
@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from bench_align import BLOCK_ROWS
 
 SEED = 0
 
@@ -140,12 +141,16 @@ def blocks(job: Job) -> Reader:
 
 
 def limit(job: Job) -> Reader:
+    from revision.data.plan import EpochPlan
+
     def read(job: Job) -> Iterator[Rows]:
         rows = plain_rows(job)
-        order = np.random.default_rng(SEED).permutation(len(rows))[job.rank :: job.world_size]
-        for start in range(0, len(order), job.batch_size):
-            chosen = order[start : start + job.batch_size]
-            yield Rows([], rows.take(chosen, axis=0), chosen)
+        sizes = [min(BLOCK_ROWS, len(rows) - start) for start in range(0, len(rows), BLOCK_ROWS)]
+        order = EpochPlan(sizes, seed=SEED)
+        step = job.batch_size * job.world_size
+        for start in range(job.rank * job.batch_size, len(rows), step):
+            chosen = order.records(0, start, min(start + job.batch_size, len(rows)))
+            yield Rows([], rows[chosen], chosen)
 
     return read
 

@@ -23,6 +23,7 @@ from revision.shards.layout import MIN_NORM, truncated
 from revision.sums import to_float64
 
 _OPEN_BLOCKS = 64
+_PIECE = 64  # rows whose float64 copy stays in the processor's cache
 
 
 class StoredRows:
@@ -87,12 +88,15 @@ def unit_rows(
 
     Raises ValueError for a row that is zero or not finite: every weight would become nan.
     """
-    wide = to_float64(rows)
-    norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    bad = ~((norms >= MIN_NORM) & norms.isfinite())[:, 0]
-    if bad.any():
-        raise ValueError(
-            f"{address(int(bad.nonzero()[0]))} has no direction (it is zero or not finite); write "
-            "the feature set again"
-        )
-    return wide.div_(norms).float()
+    unit = torch.empty(rows.shape, dtype=torch.float32)
+    for start in range(0, len(rows), _PIECE):
+        wide = to_float64(rows[start : start + _PIECE])
+        norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        bad = ~((norms >= MIN_NORM) & norms.isfinite())[:, 0]
+        if bad.any():
+            raise ValueError(
+                f"{address(start + int(bad.nonzero()[0]))} has no direction (it is zero or not "
+                "finite); write the feature set again"
+            )
+        unit[start : start + _PIECE] = wide.div_(norms)
+    return unit

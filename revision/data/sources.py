@@ -59,7 +59,7 @@ class SampleSource(ABC):
         if visual not in VISUALS:
             raise ValueError(f"unknown visual={visual!r}; choose from {VISUALS}")
         self.visual, self.rows_per_image = visual, rows_per_image
-        self.turns = replace(turns, tokens_per_image=turns.tokens_per_image * rows_per_image)
+        self.turns = replace(turns, tokens_per_image=turns.tokens_per_image)
         self.max_caption_words, self.caption_prompt = max_caption_words, caption_prompt
         self.tokens = None
         if token_root is not None:
@@ -144,7 +144,7 @@ class SampleSource(ABC):
         chosen = np.array(numbers, np.int64)
         texts = self._texts(chosen) if self.tokens is None else self.tokens.batch(chosen)
         seen = self._seen(chosen, epoch)
-        return replace(texts, window_targets=texts.num_targets, **seen)
+        return replace(texts, **seen)
 
     def _texts(self, numbers: Numbers) -> Batch:
         ids, sequences, targets = [], [], []
@@ -154,7 +154,9 @@ class SampleSource(ABC):
             ids.append(id)
             sequences.append(encoded.input_ids)
             targets.append(encoded.labels)
-        return padded(ids, sequences, targets)
+        batch = padded(ids, sequences, targets)
+        batch.window_targets = batch.num_targets
+        return batch
 
     def _seen(self, numbers: Numbers, epoch: int) -> dict[str, Any]:
         """What the model sees of these records, one picture after the other."""

@@ -109,6 +109,10 @@ class WindowLoader:
         return self.num_steps * self.batches_per_step
 
     def __iter__(self) -> Iterator[CountedBatch]:
+        if not self.num_workers and not self.pin_memory:  # without torch's 0.1 ms per window
+            for step in range(self.first_step(), self.num_steps):
+                yield from self.dataset[step]
+            return
         windows: DataLoader[Any] = DataLoader(
             self.dataset,
             batch_size=None,
