@@ -59,7 +59,7 @@ class SampleSource(ABC):
         if visual not in VISUALS:
             raise ValueError(f"unknown visual={visual!r}; choose from {VISUALS}")
         self.visual, self.rows_per_image = visual, rows_per_image
-        self.turns = replace(turns, tokens_per_image=turns.tokens_per_image)
+        self.turns = replace(turns, tokens_per_image=turns.tokens_per_image * rows_per_image)
         self.max_caption_words, self.caption_prompt = max_caption_words, caption_prompt
         self.tokens = None
         if token_root is not None:
