@@ -127,6 +127,7 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
         if model.encoder is not None:
             for shards in feature_sets:
                 check_encoder(shards, model.encoder)
+        _check_packs(cfg, model)
         limits = {} if cfg.stage.max_length is None else {"max_length": cfg.stage.max_length}
         data: VisualDataModule = build(
             cfg.data,
@@ -226,6 +227,15 @@ def _feature_width(cfg: Any, encoder: DualEncoder | None) -> int:
             "give encoder=<name>, or data.shards=<feature set>"
         )
     return encoder.dim
+
+
+def _check_packs(cfg: Any, model: LlavaModel) -> None:
+    if cfg.data.pack_tokens is not None and model.layout != "packed":
+        raise ValueError(
+            f"data.pack_tokens={cfg.data.pack_tokens} bounds samples that stand behind each "
+            f"other, but with this language model (layout {model.layout!r}) they would be "
+            "padded to the longest and need many times that; leave pack_tokens out"
+        )
 
 
 def _check_width(name: str, source: Any, model: LlavaModel) -> None:

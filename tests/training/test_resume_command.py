@@ -117,3 +117,9 @@ def test_a_budget_of_tokens_needs_their_number(parts, tmp_path):
     options = ["stage.max_tokens=300", "data.pack_tokens=null", "data.tokens=online"]
     with pytest.raises(ValueError, match=r"use data.tokens=cached"):
         run(parts, tmp_path, *options)
+
+
+def test_packed_batches_are_refused_where_samples_would_be_padded(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("revision.models.llava.PACKED_MODEL_TYPES", ())
+    with pytest.raises(ValueError, match=r"pack_tokens=80 bounds samples .*layout 'padded'"):
+        run(parts, tmp_path)
