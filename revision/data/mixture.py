@@ -108,17 +108,18 @@ class MixtureSource:
     samples of a batch changes nothing, that of its pictures has to be known (`Batch.visual`
     stands before `Batch.pixels`).
 
-    Raises ValueError for sources whose features differ in width.
+    Raises ValueError for sources whose features differ in width or number of rows.
     """
 
     def __init__(self, sources: Sequence[Any]) -> None:
-        widths = [source.dim for source in sources]
-        if len(set(widths)) > 1:
+        shapes = [(source.rows_per_image, source.dim) for source in sources]
+        if len(set(shapes)) > 1:
             raise ValueError(
-                f"the sources of the mixture have features of widths {widths}; they come from "
-                "different encoders, and one projector reads one width"
+                f"a picture is {' or '.join(f'{n} x {width}' for n, width in shapes)} numbers in "
+                "the sources of the mixture, and one projector reads one shape; embed them with "
+                "the same encoder and the same pooling"
             )
-        self.sources, self.dim = list(sources), widths[0]
+        self.sources, self.dim = list(sources), sources[0].dim
         self.block_sizes = [size for source in sources for size in source.block_sizes]
         self.offsets = np.cumsum([0, *(sum(source.block_sizes) for source in sources)])
 
@@ -163,10 +164,7 @@ class JoinedLengths:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """One batch of the samples of all, padded to the longest.
-
-    Raises ValueError when pictures of two sources differ in shape.
-    """
+    """One batch of the samples of all, padded to the longest."""
     if len(batches) == 1:
         return batches[0]
     width = max(batch.input_ids.shape[1] for batch in batches)
@@ -188,10 +186,4 @@ def _widen(rows: Tensor, width: int, filler: int) -> Tensor:
 
 def _join_images(images: Sequence[Tensor | None]) -> Tensor | None:
     given = [part for part in images if part is not None]
-    shapes = {tuple(part.shape[1:]) for part in given}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"the sources of the mixture give pictures of shapes {sorted(shapes)}; one model "
-            "reads one shape: embed them with the same encoder and the same pooling"
-        )
     return torch.cat(given) if given else None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from revision.data import mixture as module
-from revision.data.mixture import MixtureOrder, MixtureSource, join
+from revision.data.mixture import MixtureOrder, MixtureSource
 from revision.data.plan import EpochPlan, StepPlan
 from revision.data.samples import IMAGE_SLOT, Sample, collate
 
@@ -114,6 +114,8 @@ def test_a_weight_that_is_not_positive_is_refused(weight):
 class Source:
     """Samples of `number + 1` tokens with `number % 2` pictures, that tell number and epoch."""
 
+    rows_per_image = 1
+
     def __init__(self, blocks, dim=3, pixels=False, base=0):
         self.block_sizes, self.dim, self.pixels, self.base = blocks, dim, pixels, base
 
@@ -156,10 +158,9 @@ def test_lengths_are_those_of_the_sources():
 
 
 def test_features_of_two_encoders_are_refused():
-    with pytest.raises(ValueError, match=r"widths \[3, 4\]"):
+    with pytest.raises(ValueError, match="a picture is 1 x 3 or 1 x 4 numbers"):
         MixtureSource([Source([3]), Source([3], dim=4)])
-    pooled = Source([4]).batch([1])
-    patches = Source([4]).batch([1])
-    patches.visual = patches.visual.expand(1, 2, 3)
-    with pytest.raises(ValueError, match="pictures of shapes"):
-        join([pooled, patches])
+    patches = Source([3])
+    patches.rows_per_image = 9
+    with pytest.raises(ValueError, match="1 x 3 or 9 x 3"):
+        MixtureSource([Source([3]), patches])
