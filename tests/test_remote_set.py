@@ -117,6 +117,7 @@ def test_workers_read_a_remote_set(server, feature_set):
     reader = ShardReader(f"{server.url}/set")
     reader.rows(0, 10)  # the driver of this process is not that of the workers
     expected = np.concatenate([*ShardReader(feature_set).iter_rows()])
+    assert vars(pickle.loads(pickle.dumps(reader._remote)))["_held"] is None  # a descriptor
     for source in (reader, pickle.loads(pickle.dumps(reader))):
         batches = DataLoader(Rows(source), batch_size=None, num_workers=2)
         assert np.array_equal(np.concatenate([np.asarray(b) for b in batches]), expected)
