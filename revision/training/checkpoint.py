@@ -8,6 +8,8 @@ Checkpoints fall on whole optimiser steps and after the validation of the same s
 order is a function of the step alone, so a run that is killed and started again computes what
 the undisturbed run computes. The step before the last is always saved: a run that is killed
 while it writes its model directory repeats one step.
+
+A run that is asked to stop (SIGTERM) saves at the next step and ends with status 143.
 """
 
 import json
@@ -21,6 +23,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from revision.data.datamodule import PlannedDataModule
 from revision.files import fsync, fsync_tree
+from revision.training.stopping import STATUS, StopRequest
 
 STATE_NAME = "state"
 ABOUT_NAME = "about.json"
@@ -43,9 +46,14 @@ class ResumeCheckpoint(Checkpoint):
         self.every_minutes = every_minutes
         self.every_steps = every_steps
         self.saved_at = time.monotonic()
+        self.stop = StopRequest()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_at = time.monotonic()
+        self.stop.listen()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.stop.forget()
 
     def on_train_batch_end(
         self,
@@ -68,15 +76,22 @@ class ResumeCheckpoint(Checkpoint):
         if step >= self.total_steps:
             return
         by_step = bool(self.every_steps) and step % (self.every_steps or 1) == 0
-        if by_step or step == self.total_steps - 1 or self._is_late(trainer):
+        is_late, must_stop = self._requests(trainer)
+        if by_step or step == self.total_steps - 1 or is_late or must_stop:
             save_checkpoint(trainer, self.directory)
             self.saved_at = time.monotonic()
+        if must_stop:
+            if trainer.is_global_zero:
+                print(f"Stopped on request after step {step}; the same command continues")
+            raise SystemExit(STATUS)
 
-    def _is_late(self, trainer: L.Trainer) -> bool:
+    def _requests(self, trainer: L.Trainer) -> tuple[bool, bool]:
+        """Whether a checkpoint is due by time, and whether the run was asked to stop."""
         late = time.monotonic() - self.saved_at >= 60 * self.every_minutes
+        requests = late, self.stop.is_made
         if trainer.world_size == 1:
-            return late
-        return bool(trainer.strategy.broadcast(late))  # one clock decides for all processes
+            return requests
+        return trainer.strategy.broadcast(requests)  # one process decides for all
 
 
 def save_checkpoint(trainer: L.Trainer, directory: Path) -> Path:

@@ -56,6 +56,7 @@ class TrainingModule(L.LightningModule):
         self.strict_loading = False  # a checkpoint holds the trainable set only
         self.window_loss = torch.zeros((), dtype=torch.float64)
         self.window_targets = torch.zeros((), dtype=torch.float64)
+        self.batch_loss = torch.zeros(())
         self.grad_norm: float | Tensor | None = None
         self.validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_loss: float | None = None
@@ -87,7 +88,8 @@ class TrainingModule(L.LightningModule):
             self._start_window(batch)
         torch.manual_seed(_step_seed(self.seed, batch_idx, self.global_rank))
         output = self.model(batch)
-        self.window_loss += output.loss.detach()
+        self.batch_loss = output.loss.detach()
+        self.window_loss += self.batch_loss
         divided_by = accumulate**2 if self._has_deepspeed else accumulate
         scale = self.trainer.world_size * divided_by / self.window_targets.clamp(min=1)
         return output.loss * scale.to(output.loss.dtype)

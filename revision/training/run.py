@@ -30,6 +30,7 @@ from revision.training.launch import leave_process_group_at_exit, uses_gpu
 from revision.training.leftovers import CHECKPOINTS
 from revision.training.metrics_file import MetricsFile, truncate_metrics
 from revision.training.module import TrainingModule
+from revision.training.nonfinite import NonFiniteGuard
 from revision.training.resume import describe_change
 from revision.training.strategies import trained_weights
 
@@ -66,6 +67,7 @@ class RunSettings:
     log_every: int = 1
     checkpoint_minutes: int | float = 10
     checkpoint_steps: int | None = None
+    on_nonfinite: str = "stop"
     progress: bool = True
 
     @classmethod
@@ -130,6 +132,7 @@ def make_trainer(
                 every_minutes=settings.checkpoint_minutes,
                 every_steps=settings.checkpoint_steps,
             ),
+            NonFiniteGuard(settings.on_nonfinite),
             *([StepBar()] if settings.progress else []),
             *callbacks,
         ],
