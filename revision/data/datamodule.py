@@ -6,6 +6,7 @@ of records in a step, `start` says which of them are behind it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class PlannedDataModule(L.LightningDataModule):
 
     def first_batches(self, count: int) -> list[Any]:
         """The first batches of the first epoch, fewer where it has fewer, for one process."""
-        plan = self.plan(0, 1)
+        plan = replace(self.plan(0, 1), start=Place())
         windows = [plan.window(step) for step in range(min(count, plan.end(0)))]
         return [self.sources[0].batch(numbers) for window in windows for numbers in window]
 

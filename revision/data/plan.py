@@ -182,7 +182,8 @@ class StepPlan:
         )
 
     def place(self, step: int) -> Place:
-        """Where `step` begins; it lies behind the start."""
+        """Where `step` begins."""
+        assert step >= self.start.step, f"step {step} lies before the start {self.start}"
         while not self._ends or self._ends[-1] <= step:
             self._count_epoch()
         index = bisect_right(self._ends, step)
