@@ -67,7 +67,7 @@ def _talk(record: Record) -> Talk:
         ("Who drew it?", f"It was drawn by {about['author'] or 'someone unknown'}."),
         ("Where does it come from?", f"From {about['source']}, which is {about['license']}."),
     ]
-    turns = [Turn(r, t) for q, a in rounds for r, t in (("user", q), ("assistant", a))]
+    turns = [turn for q, a in rounds for turn in (Turn("user", q), Turn("assistant", a))]
     return Turn("user", f"{IMAGE_MARK}\n{turns[0].text}"), *turns[1:]
 
 
