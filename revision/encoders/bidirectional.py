@@ -70,7 +70,7 @@ def check_bidirectional(llm: LlamaModel) -> None:
                 f"the text LLM attends causally: another last token (of {_PROBE_TOKENS}, with "
                 f"{padding} of padding) left the state of token {blind[0]} as it was. The "
                 "features would be those of another model, and no number would show it. Use a "
-                "transformers version that honours config.is_causal = False in Llama (5.4 to 5.23 "
+                "transformers version that honours config.is_causal = False in Llama (5.20 to 5.23 "
                 "do), and attention=sdpa or eager"
             )
 
