@@ -1,5 +1,6 @@
 """Remote files arrive whole and in order over whatever connections, or end with what was tried."""
 
+import fcntl
 import io
 import multiprocessing
 import os
@@ -341,7 +342,28 @@ def test_a_copy_that_is_not_what_was_expected_is_refused_and_leaves_nothing(
     server.statuses = [503] * 9
     with pytest.raises(ValueError, match="after 4 attempts"):
         local_copy(url, tmp_path, version="x")
-    assert [path for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_ends_while_room_is_made_is_no_error(tmp_path, monkeypatch):
+    unfinished, path = tmp_path / ".b-0.1-a.tmp", tmp_path / "b-0"
+    (tmp_path / "a-0").write_bytes(bytes(60))
+    unfinished.write_bytes(bytes(60))
+    (tmp_path / "b-0.lock").touch()
+    with (tmp_path / "b-0.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        listed = Path.iterdir
+
+        def iterdir(directory):
+            found = list(listed(directory))
+            if unfinished.exists():
+                unfinished.rename(path)  # as another process does, in this moment
+            return iter(found)
+
+        monkeypatch.setattr(Path, "iterdir", iterdir)
+        make_room(tmp_path, 10, 100)
+    assert path.exists()
+    assert not (tmp_path / "a-0").exists()
 
 
 def test_the_copy_used_longest_ago_goes_first_and_open_ones_stay(server, tmp_path):

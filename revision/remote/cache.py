@@ -137,8 +137,10 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if _is_still(path, descriptor):
-                yield
-                path.unlink()
+                try:
+                    yield
+                finally:
+                    path.unlink()
                 return
         finally:
             os.close(descriptor)
@@ -194,7 +196,7 @@ def make_room(cache_dir: Path, num_bytes: int, max_bytes: int) -> None:
         ValueError: those that are in use leave too little room.
     """
     _remove_dead(cache_dir)
-    sizes = {path: path.stat() for path in cache_dir.iterdir() if not path.name.endswith(_LOCK)}
+    sizes = _stats(cache_dir)
     total = sum(stat.st_size for stat in sizes.values())
     for path in sorted(sizes, key=lambda path: sizes[path].st_mtime_ns):
         if total + num_bytes <= max_bytes:
@@ -206,6 +208,13 @@ def make_room(cache_dir: Path, num_bytes: int, max_bytes: int) -> None:
             f"{cache_dir}: {num_bytes} bytes do not fit, files of {total} bytes are in use and the "
             f"limit is {max_bytes}; allow more, or use fewer processes"
         )
+
+
+def _stats(cache_dir: Path) -> dict[Path, os.stat_result]:
+    while True:
+        with suppress(FileNotFoundError):  # renamed meanwhile: a download of another process ended
+            paths = [path for path in cache_dir.iterdir() if not path.name.endswith(_LOCK)]
+            return {path: path.stat() for path in paths}
 
 
 def _remove_unused(path: Path) -> bool:
