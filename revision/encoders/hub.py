@@ -5,20 +5,26 @@ in a header: a hub id with its commit, or the name of a directory with the diges
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from revision.encoders.base import directory_digest
 
+_ORIGIN = {"architectures", "dtype", "model_type", "torch_dtype", "transformers_version"}
 _WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
 class Files(NamedTuple):
-    """`directory` holds the files of `name` at `version`."""
+    """`directory` holds the files of `name`."""
 
     directory: Path
     name: str
-    version: str
     is_hub: bool
+
+    def version(self) -> str:
+        """The commit, or the digest of all content, which is read for it."""
+        if self.is_hub:
+            return self.directory.name  # the hub's cache names it by the commit
+        return f"sha256:{directory_digest(self.directory)}"
 
 
 def files_of(
@@ -30,9 +36,7 @@ def files_of(
     """
     directory = Path(path)
     if directory.is_dir():
-        return Files(
-            directory, directory.resolve().name, f"sha256:{directory_digest(directory)}", False
-        )
+        return Files(directory, directory.resolve().name, is_hub=False)
     from huggingface_hub import snapshot_download
 
     try:
@@ -46,4 +50,18 @@ def files_of(
             "Give an existing directory, or download the model on a machine with network access "
             "and give its directory"
         ) from error
-    return Files(directory, str(path), directory.name, True)  # its cache names it by the commit
+    return Files(directory, str(path), is_hub=True)
+
+
+def config_facts(config: Any) -> dict[str, Any]:
+    """What a config of `transformers` says of its model, without where it came from, the version
+    that wrote it and the dtype."""
+    return _facts(config.to_diff_dict())
+
+
+def _facts(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _facts(value) if isinstance(value, dict) else value
+        for key, value in fields.items()
+        if key not in _ORIGIN and not key.startswith("_")
+    }

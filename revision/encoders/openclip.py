@@ -117,7 +117,7 @@ def load_openclip(
         preprocessing(preprocess, model_cfg["vision_cfg"].get("image_size", 224), decode),
         clean=_clean_of(text),
         name=files.name,
-        revision=files.version + changed,
+        revision=files.version() + changed,
     )
 
 

@@ -47,7 +47,8 @@ class PixelPath(nn.Module):
     """Resize to `size`, cut `crop` around the centre, divide, subtract `mean`, divide by `std`.
 
     `size` is (height, width), or the length of the shorter side; what `crop` = (height, width)
-    takes beyond the picture is black. `scale` multiplies the bytes.
+    takes beyond the picture is black. `scale` multiplies the bytes. `settings` is what the path was
+    made of.
 
     Raises:
         ValueError: float32 on the device would not give the processor's numbers for this `scale`.
@@ -72,6 +73,14 @@ class PixelPath(nn.Module):
         check_decode(decode)
         self.size, self.crop, self.resample = size, crop, Image.Resampling(resample)
         self.decode = decode
+        self.settings: dict[str, Any] = {
+            "size": size,
+            "crop": crop,
+            "resample": int(resample),
+            "scale": scale,
+            "mean": list(mean),
+            "std": list(std),
+        }
         for name, values in (("divisor", [1 / scale]), ("mean", mean), ("std", std)):
             column = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
             self.register_buffer(name, column, persistent=False)

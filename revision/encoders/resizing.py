@@ -20,7 +20,7 @@ Letters: s `size`, c `crop`.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import UInt8
 from PIL import Image
@@ -72,7 +72,7 @@ class TorchvisionPath(PixelPath):
             decode=decode,
         )
         self.mode, self.fill = mode, fill
-        self.settings: dict[str, Any] = {
+        self.settings = {
             "size": size,
             "crop": crop,
             "mode": mode,

@@ -17,11 +17,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from revision.encoders.base import Tokens, torch_dtype
 from revision.encoders.hf import num_truncated
+from revision.encoders.hub import config_facts
+
+_PROBE = [" An Example_ of a TEXT, like this. ", "long " * 9999]
 
 
 class SentenceTower(nn.Module):
@@ -38,6 +42,8 @@ class SentenceTower(nn.Module):
             "max_length": self.max_length,
             "prompt": self.prompt,
             "modules": [_description(module) for module in model],
+            "config": config_facts(model[0].auto_model.config),
+            "tokenizer": _tokenizer_text(self.tokenizer),
         }
 
     def tokenize(self, texts: list[str]) -> Tokens:
@@ -83,7 +89,19 @@ def load_sentence_tower(directory: Path, *, dtype: str = "float32") -> SentenceT
             f"{directory} pools without the tokens of its prompt {tower.prompt!r}, which is not "
             "supported: the rows would be others"
         )
+    _check_tokens(tower, directory)
     return tower
+
+
+def _check_tokens(tower: SentenceTower, directory: Path) -> None:
+    """Compare with the tokens of the package: a module may render its texts, or cut them."""
+    own = tower.tokenize(_PROBE).inputs["input_ids"]
+    expected = tower.model.preprocess(_PROBE, prompt=tower.prompt or None)["input_ids"]
+    if not torch.equal(own, expected):
+        raise ValueError(
+            f"{directory}: sentence-transformers makes {expected[0].tolist()} of {_PROBE[0]!r}, "
+            f"here it would be {own[0].tolist()}: a model that renders its texts is not supported"
+        )
 
 
 def _check_layout(directory: Path) -> None:
@@ -93,7 +111,8 @@ def _check_layout(directory: Path) -> None:
             f"{directory} has no modules.json: the text tower of a pair is a directory of "
             "sentence-transformers, which says how its states are pooled"
         )
-    for module in json.loads(path.read_bytes()):
+    modules = json.loads(path.read_bytes())
+    for module in modules:
         kind = module["type"]
         if not kind.startswith("sentence_transformers."):
             raise ValueError(f"{path} names {kind}, which is code that comes with the model")
@@ -102,6 +121,15 @@ def _check_layout(directory: Path) -> None:
             raise ValueError(
                 f"{config} is not there: without it nobody knows how {directory} pools its states"
             )
+    if not modules or not modules[0]["type"].endswith(".Transformer"):
+        first = modules[0]["type"] if modules else "nothing"
+        raise ValueError(f"{path} begins with {first}, and only a Transformer is read here")
+
+
+def _tokenizer_text(tokenizer: Any) -> str:
+    """What decides the ids: the vocabulary, but also how a text is normalised and split."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({k: v for k, v in backend.items() if k not in ("padding", "truncation")})
 
 
 def _description(module: Any) -> dict[str, Any]:

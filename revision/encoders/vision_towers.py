@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel
 
 from revision.encoders.base import Decode, torch_dtype
+from revision.encoders.hub import config_facts
 from revision.encoders.openclip_config import square
 from revision.encoders.pixels import pixel_path
 from revision.encoders.resizing import ResizeMode, TorchvisionPath
@@ -45,7 +46,7 @@ class VisionTower(nn.Module, ABC):
     """Pictures become rows of width `dim`, which nobody has normalised yet."""
 
     dim: int
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # what decides the rows beside the weights, as plain data
 
     @abstractmethod
     def image_inputs(self, image: Image.Image) -> Shaped[Tensor, "..."]:
@@ -103,7 +104,11 @@ class TransformersTower(VisionTower):
         super().__init__()
         self.model, self.processor, self.pooling = model, processor, pooling
         self.pixels = pixel_path(processor, decode)
-        self.settings = {"vision_pooling": pooling}
+        self.settings = {
+            "vision_pooling": pooling,
+            "pixels": processor.to_dict() if self.pixels is None else self.pixels.settings,
+            "config": config_facts(model.config),
+        }
         self.dim = _width(model.config)
 
     def image_inputs(self, image: Image.Image) -> Shaped[Tensor, "..."]:
@@ -120,14 +125,11 @@ class TransformersTower(VisionTower):
         if self.pooling == "pooler":
             return output.pooler_output.flatten(1)
         states = output.last_hidden_state
-        if states.dim() == 4 and self.pooling == "mean":
+        if states.dim() == 4:
             return states.float().mean((2, 3))
-        num_patches = (values.shape[2] // self.model.config.patch_size) * (
-            values.shape[3] // self.model.config.patch_size
-        )
-        if self.pooling == "mean":
-            return states[:, -num_patches:].float().mean(1)
-        return states[:, 0]
+        if self.pooling == "class":
+            return states[:, 0]
+        return states[:, -_num_patches(values, self.model.config.patch_size) :].float().mean(1)
 
     def save(self, directory: Path) -> None:
         self.model.save_pretrained(directory)
@@ -141,7 +143,8 @@ class TimmTower(VisionTower):
         super().__init__()
         self.config = config
         self.pixels = timm_pixels(config.get("pretrained_cfg") or {}, decode)
-        self.settings = {"pixels": self.pixels.settings}
+        kept = ("architecture", "model_args")
+        self.settings = {key: config.get(key) for key in kept} | {"pixels": self.pixels.settings}
         create_model = _import_timm().create_model
         self.model = create_model(
             config["architecture"], num_classes=0, **config.get("model_args", {})
@@ -228,17 +231,20 @@ def _check_pooling(tower: TransformersTower, directory: Path) -> None:
     patch = getattr(tower.model.config, "patch_size", None)
     if tower.pooling == "pooler":
         possible = getattr(output, "pooler_output", None) is not None
-    elif patch is None:
+    elif patch is None or states.dim() == 4:
         possible = tower.pooling == "mean" and states.dim() == 4
     else:
-        num_patches = (values.shape[2] // patch) * (values.shape[3] // patch)
-        possible = states.shape[1] > num_patches - (tower.pooling == "mean")
+        possible = states.shape[1] > _num_patches(values, patch) - (tower.pooling == "mean")
     if not possible:
         raise ValueError(
             f"{directory}: a {type(tower.model).__name__} has no rows for vision_pooling="
             f"{tower.pooling} (its states are {tuple(states.shape)}); choose another of class, "
             "mean, pooler"
         )
+
+
+def _num_patches(values: Float[Tensor, "n 3 H W"], patch_size: int) -> int:
+    return (values.shape[2] // patch_size) * (values.shape[3] // patch_size)
 
 
 def _width(config: Any) -> int:

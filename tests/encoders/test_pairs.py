@@ -11,6 +11,8 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    ConvNextConfig,
+    ConvNextModel,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     SiglipModel,
@@ -228,6 +230,62 @@ def test_identity_follows_weights_pooling_and_prompt(tmp_path):
     assert len(set(seen)) == 4
 
 
+def edited(path: Path, **fields) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("v/preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3]}),
+        ("v/config.json", {"hidden_act": "relu"}),
+        ("t/config.json", {"num_attention_heads": 4}),
+        ("t/tokenizer.json", {"normalizer": None}),
+        ("t/sentence_bert_config.json", {"max_seq_length": 8}),
+    ],
+)
+def test_identity_follows_what_no_tensor_shows(file, fields, tmp_path):
+    pair = tiny_pair(tmp_path)
+    edited(tmp_path / file, **fields)
+    changed = load_pair(vision=tmp_path / "v", text=tmp_path / "t")
+    assert changed.identity()["revision"] != pair.identity()["revision"]
+
+
+def test_identity_stays_the_same_when_texts_were_tokenised(tmp_path):
+    pair = tiny_pair(tmp_path)
+    before = pair.identity()
+    pair.tokenize(["a cat " * 100, "a"])
+    assert pair.identity() == before
+
+
+def test_a_model_that_renders_its_texts_is_refused(tmp_path, monkeypatch):
+    directory = save_text(tmp_path / "t")
+    from sentence_transformers import SentenceTransformer
+
+    preprocess = SentenceTransformer.preprocess
+    monkeypatch.setattr(
+        SentenceTransformer,
+        "preprocess",
+        lambda self, texts, **options: preprocess(self, [f"a {t}" for t in texts], **options),
+    )
+    with pytest.raises(ValueError, match="renders its texts is not supported"):
+        load_pair(vision=save_vision(tmp_path / "v"), text=directory)
+
+
+def test_a_feature_map_has_a_mean_and_no_class_token(tmp_path):
+    """Also where its config names a patch size, as that of ConvNeXt does."""
+    config = ConvNextConfig(patch_size=4, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1])
+    randomised(ConvNextModel(config)).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(tmp_path)
+    tower = load_vision_tower(tmp_path, pooling="mean")
+    pixels = torch.stack([tower.image_inputs(picture) for picture in pictures()])
+    with torch.no_grad():
+        states = tower.model(pixel_values=tower.pixels(pixels)).last_hidden_state
+        torch.testing.assert_close(tower(pixels), states.mean((2, 3)), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="has no rows for vision_pooling=class"):
+        load_vision_tower(tmp_path, pooling="class")
+
+
 def test_a_pooler_without_weights_is_refused(tmp_path):
     directory = save_vision(tmp_path, add_pooling_layer=False)
     assert load_vision_tower(directory, pooling="class").dim == 16
@@ -247,6 +305,10 @@ def test_what_is_no_tower_is_refused(tmp_path):
     modules[0]["type"] = "custom_code.Thing"
     (text / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ValueError, match="code that comes with the model"):
+        load_pair(vision=vision, text=text)
+    modules[0]["type"] = "sentence_transformers.models.WordEmbeddings"
+    (text / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match="only a Transformer is read here"):
         load_pair(vision=vision, text=text)
     modules[0]["type"] = "sentence_transformers.models.Transformer"
     (text / "modules.json").write_text(json.dumps(modules))
