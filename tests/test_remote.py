@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from revision.remote import (
     is_url,
     join,
     local_copy,
+    open_shared,
     open_stream,
     shown,
     url_text,
@@ -394,6 +397,56 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     (tmp_path / "a.bin-0123.lock").touch()
     make_room(tmp_path, 10, 100)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REVISION_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_is_shared_comes_over_the_network_once(server, cache):
+    url = f"{server.url}/a.bin"
+    with open_shared(url) as first, open_shared(url) as second:
+        assert first.read() == second.read() == CONTENT
+        assert len(server.requests) == 3  # the version, all of it, the version
+        (copy,) = cache.iterdir()
+        with pytest.raises(ValueError, match="limit is 800000; allow more by REVISION_CACHE_GIB"):
+            make_room(cache, len(CONTENT), 800_000)
+    make_room(cache, len(CONTENT), 800_000)  # nobody has it open
+    assert not copy.exists()
+
+
+def test_what_a_copy_does_not_help_is_streamed(server, cache, monkeypatch):
+    def read_shared(url):
+        with open_shared(url) as file:
+            return file.read()
+
+    assert read_shared("pipe:printf abc") == b"abc"
+    server.has_versions = False
+    assert read_shared(f"{server.url}/a.bin") == CONTENT
+    server.has_versions = True
+    monkeypatch.setenv("REVISION_CACHE_GIB", str(7 * len(CONTENT) / 2**30))
+    assert read_shared(f"{server.url}/a.bin") == CONTENT
+    assert not list(cache.glob("*a.bin*"))
+
+
+def test_what_finds_no_room_is_streamed(server, cache, monkeypatch, caplog):
+    server.files["b.bin"] = bytes(1000)
+    monkeypatch.setenv("REVISION_CACHE_GIB", str(8500 / 2**30))
+    with ExitStack() as held:
+        for i in range(8):
+            held.enter_context(local_copy(f"{server.url}/b.bin", version=str(i)).into_file())
+        with open_shared(f"{server.url}/b.bin") as file:
+            assert file.read() == bytes(1000)
+    assert "read without a copy" in caplog.text
+
+
+def test_the_cache_takes_no_more_than_half_of_what_is_free(server, cache, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match="the limit is 50000"):
+        local_copy(f"{server.url}/a.bin")
 
 
 def _copy(url: str, directory: Path) -> bytes:

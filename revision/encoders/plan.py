@@ -45,10 +45,16 @@ class Source:
     selection: Selection | None = None
 
     def entries(self) -> Iterator[Entry]:
-        entries = read_records(
-            self.path, side=self.side, image_root=self.image_root, format=self.format
-        )
+        entries = self.read(self.side)
         return entries if self.selection is None else self.selection.apply(entries)
+
+    def read(self, side: RecordSide) -> Iterator[Entry]:
+        """All entries of one side of the input. Every worker of every process reads them all, so
+        remote files are read through the cache of the machine."""
+        root = self.image_root
+        return read_records(
+            self.path, side=side, image_root=root, format=self.format, is_shared=True
+        )
 
     def digest(self) -> str:
         """SHA-256 of the input's files, or of what identifies their version where they are remote;
@@ -71,11 +77,8 @@ class Selector:
         in_lists = chosen_format(source.path, source.format) == "revision"
         side: RecordSide = source.side if in_lists else "both"
         if side not in self._made:
-            entries = read_records(
-                source.path, side=side, image_root=source.image_root, format=source.format
-            )
             what = "entries" if side == "both" else f"{side} records"
-            self._made[side] = select(track(entries, f"select {what}"), self.controls)
+            self._made[side] = select(track(source.read(side), f"select {what}"), self.controls)
         return self._made[side]
 
 

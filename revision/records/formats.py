@@ -16,6 +16,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -110,14 +111,16 @@ def _opens_revision(head: str) -> bool:
     return any(isinstance(value.get(key), list) for key in ("images", "texts"))
 
 
-def read_entries(given: Inputs, format: Format, image_root: Path | str | None) -> Iterator[Entry]:
+def read_entries(
+    given: Inputs, format: Format, image_root: Path | str | None, *, is_shared: bool
+) -> Iterator[Entry]:
     """The raw entries of all files of `given`, one file after the other."""
     if format == "folder" and Path(input_text(given)).is_dir():
         yield from folder_entries(Path(input_text(given)), image_root)
         return
     for file in input_files(given, format):
         try:
-            yield from ENTRIES[format](file)
+            yield from ENTRIES[format](replace(file, is_shared=is_shared))
         except RemoteError as error:
             raise ValueError(str(error)) from error
         except (OSError, EOFError, zlib.error) as error:

@@ -28,7 +28,16 @@ from typing import IO, TextIO, TypeVar
 from revision.files import file_digest
 from revision.progress import track
 from revision.records.folder import folder_files
-from revision.remote import fingerprint, is_pipe, is_url, listing, open_stream, shown, url_text
+from revision.remote import (
+    fingerprint,
+    is_pipe,
+    is_url,
+    listing,
+    open_shared,
+    open_stream,
+    shown,
+    url_text,
+)
 from revision.remote.address import is_directory
 
 Inputs = str | Path | Sequence[str | Path]
@@ -42,9 +51,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of an input: its path, URL or command."""
+    """One file of an input: its path, URL or command.
+
+    A file that `is_shared` is read by several processes, or again: over the network once, if it
+    can be (`revision.remote.open_shared`).
+    """
 
     address: str
+    is_shared: bool = False
 
     def __str__(self) -> str:
         return shown(self.address)
@@ -73,7 +87,9 @@ class InputFile:
 
     def open(self) -> IO[bytes]:
         """Its bytes as they are stored; it can be sought."""
-        return open_stream(self.address) if self.is_remote else open(self.address, "rb")
+        if not self.is_remote:
+            return open(self.address, "rb")
+        return open_shared(self.address) if self.is_shared else open_stream(self.address)
 
     @contextmanager
     def open_text(self, newline: str | None = None) -> Iterator[TextIO]:

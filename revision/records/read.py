@@ -72,7 +72,12 @@ def _holds(run: np.ndarray, key: int) -> bool:
 
 
 def read_records(
-    path: Inputs, *, side: Side, image_root: Path | str | None = None, format: str = "auto"
+    path: Inputs,
+    *,
+    side: Side,
+    image_root: Path | str | None = None,
+    format: str = "auto",
+    is_shared: bool = False,
 ) -> Iterator[Record | Rejection]:
     """Stream the records of `path` in the order of the file, refused entries in their place.
 
@@ -80,7 +85,8 @@ def read_records(
     is kept: it has no feature row), "text" a text that is not empty, "both" either. Ids are text,
     and unique per file list; see above for those that come again. `image_root` does not open
     anything: it only makes the addresses of tar members, and the pictures of a folder, relative to
-    it, as `load_image` expects them.
+    it, as `load_image` expects them. `is_shared` says that others read the same input, or that it
+    is read again: remote files then come to the cache of this machine, one by one.
 
     Raises:
         ValueError: the input is missing, in no known format, or cannot be read to its end.
@@ -88,7 +94,7 @@ def read_records(
     chosen = chosen_format(path, format)
     names = _Names(numbered=chosen == "conversations")
     root = None if image_root is None else url_text(image_root)
-    for entry in read_entries(path, chosen, image_root):
+    for entry in read_entries(path, chosen, image_root, is_shared=is_shared):
         if entry.part in ("", "images" if side == "image" else "texts") or side == "both":
             yield _accepted(entry, side, names, root)
 

@@ -13,13 +13,15 @@ disk of this machine, as network file systems often know no locks: where that is
 may be used, are facts of the machine and not of a run, so they are environment variables.
 
     REVISION_CACHE_DIR  runs/.cache
-    REVISION_CACHE_GIB  64
+    REVISION_CACHE_GIB  64, or half of what is free on that disk if that is less
 """
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,15 +29,23 @@ from typing import IO
 
 from revision.files import explained, replacing
 from revision.progress import track
-from revision.remote.address import shown, url_text
+from revision.remote.address import is_pipe, shown, url_text
 from revision.remote.connection import RemoteError
 from revision.remote.stream import Retry, fingerprint, open_stream
 
 CACHE_DIR, CACHE_GIB = "REVISION_CACHE_DIR", "REVISION_CACHE_GIB"
 _PIECE_BYTES = 2**20
 _LARGE_BYTES = 64 * 2**20  # from here on a bar is shown
+_DEFAULT_BYTES = 64 * 2**30
+_SHARED_PART = 8  # readers are at different files; so many fit beside each other
 _LOCK = ".lock"
 _ROOM = ".room.lock"
+
+log = logging.getLogger(__name__)
+
+
+class NoRoom(ValueError):
+    """A file does not fit beside those that are in use."""
 
 
 class LocalCopy:
@@ -43,6 +53,11 @@ class LocalCopy:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self._descriptor = path, descriptor
+
+    def into_file(self) -> IO[bytes]:
+        """The file, open to read; from now on it holds the copy, until it is closed."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return os.fdopen(descriptor, "rb")
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -75,8 +90,8 @@ def local_copy(
         ValueError: it cannot be read, is not what was expected, or does not fit.
     """
     url = url_text(url)
-    cache_dir = cache_dir or Path(os.environ.get(CACHE_DIR) or "runs/.cache")
-    limit = _limit_bytes() if max_bytes is None else max_bytes
+    cache_dir = cache_dir or _machine_dir()
+    limit = _limit_bytes(cache_dir) if max_bytes is None else max_bytes
     path = cache_dir / _cached_name(url, version or _current(url))
     cache_dir.mkdir(parents=True, exist_ok=True)
     while True:
@@ -88,8 +103,37 @@ def local_copy(
                 _download(url, path, num_bytes, check, limit, retry)
 
 
-def _limit_bytes() -> int:
-    given = os.environ.get(CACHE_GIB) or "64"
+def open_shared(url: str) -> IO[bytes]:
+    """`url` for readers that are many, or that come again: from a copy, which one of them makes.
+
+    It is streamed to each of them, as by `open_stream`, where a copy is no help or too large:
+    commands, files whose size or version the server does not tell, and those that take more than
+    an eighth of the cache or that find no room in it.
+    """
+    stream = open_stream(url)
+    if is_pipe(url):
+        return stream
+    size, version = stream.raw.facts()  # type: ignore[attr-defined]
+    if size is None or not version or size > _limit_bytes(_machine_dir()) // _SHARED_PART:
+        return stream
+    stream.close()
+    try:
+        return local_copy(url, num_bytes=size, version=f"{size} {version}").into_file()
+    except NoRoom as error:
+        log.warning("%s: read without a copy: %s", shown(url), error)
+        return open_stream(url)
+
+
+def _machine_dir() -> Path:
+    return Path(os.environ.get(CACHE_DIR) or "runs/.cache")
+
+
+def _limit_bytes(cache_dir: Path) -> int:
+    given = os.environ.get(CACHE_GIB)
+    if not given:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        cached = sum(512 * stat.st_blocks for stat in _stats(cache_dir).values())
+        return min(_DEFAULT_BYTES, (shutil.disk_usage(cache_dir).free + cached) // 2)
     try:
         return int(float(given) * 2**30)
     except (ValueError, OverflowError):
@@ -193,7 +237,7 @@ def make_room(cache_dir: Path, num_bytes: int, max_bytes: int) -> None:
     """Remove the files that were used the longest time ago until `num_bytes` more fit.
 
     Raises:
-        ValueError: those that are in use leave too little room.
+        NoRoom: those that are in use leave too little.
     """
     _remove_dead(cache_dir)
     sizes = _stats(cache_dir)
@@ -204,9 +248,9 @@ def make_room(cache_dir: Path, num_bytes: int, max_bytes: int) -> None:
         if not path.name.startswith(".") and _remove_unused(path):
             total -= sizes[path].st_size
     if total + num_bytes > max_bytes:
-        raise ValueError(
+        raise NoRoom(
             f"{cache_dir}: {num_bytes} bytes do not fit, files of {total} bytes are in use and the "
-            f"limit is {max_bytes}; allow more, or use fewer processes"
+            f"limit is {max_bytes}; allow more by {CACHE_GIB}, or use fewer processes"
         )
 
 

@@ -1,6 +1,7 @@
 """Embedding what caption controls select: pairs, records of what was done, and resuming."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from PIL import Image
 from revision.captions import Controls
 from revision.encoders.embedding import OpenShard, embed_records
 from revision.encoders.load import load_encoder
+from revision.encoders.plan import Selector, Source
 from revision.shards import ShardReader
 from tests.encoders.test_embedding import OPTIONS, contents, rows_and_records
 from tests.tiny_encoders import WORDS, save_clip
+from tests.web_server import serving
 
 TEXTS = [
     "a red cat",  # without a picture
@@ -89,6 +92,18 @@ def test_the_rows_are_those_of_the_whole_set(encoder, pairs, tmp_path):
 def by_id(directory):
     rows, records = rows_and_records(directory)
     return rows, [record.id for record in records]
+
+
+def test_a_remote_input_comes_once_however_often_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("REVISION_CACHE_DIR", str(tmp_path / "cache"))
+    lines = "".join(json.dumps({"id": str(i), "caption": f"a {i}"}) + "\n" for i in range(50))
+    with serving({"a.jsonl": lines.encode()}) as server:
+        source = Source(f"{server.url}/a.jsonl", "text")
+        selector = Selector(Controls(num_samples=20))
+        selected = replace(source, selection=selector(source))
+        assert len(list(source.entries())) == 50
+        assert list(selected.entries()) == list(selected.entries())
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_what_is_cut_is_embedded_and_stored_cut(encoder, pairs, tmp_path):
