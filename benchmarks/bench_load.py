@@ -83,7 +83,8 @@ def read_one(work: str, ranks: int, rank: int, options: argparse.Namespace, star
         "imports_mb": before["private"],
         **{f"{key}_mb": max(look[key] for look in looks) - before[key] for key in before},
     }
-    print(json.dumps(numbers))
+    print(json.dumps(numbers), flush=True)
+    sys.stdin.readline()  # what it shares with this process would become its own
 
 
 def private() -> Numbers:
@@ -233,8 +234,11 @@ def waited(children: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]
 
 
 def finished(child: subprocess.Popen[str]) -> Numbers:
-    output, _ = child.communicate("\n")
-    return json.loads(output.splitlines()[-1])
+    """Its numbers; it lives on until all have told theirs."""
+    assert child.stdin is not None and child.stdout is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+    return json.loads(child.stdout.readline())
 
 
 def joined(found: list[Numbers]) -> Numbers:
