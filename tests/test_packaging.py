@@ -198,6 +198,13 @@ def test_an_asset_is_made_once_and_again_when_its_source_changes(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
+def test_an_asset_without_a_needed_file_is_made_again(tmp_path):
+    made = fetch_assets.fetch(copying_asset(), tmp_path)
+    (made / "copy.py").unlink()
+    fetch_assets.fetch(copying_asset(needed=("copy.py",)), tmp_path)
+    assert (made / "copy.py").is_file()
+
+
 def test_a_failed_conversion_leaves_nothing(tmp_path):
     def fail(source: Path, output: Path) -> None:
         (output / "half").touch()

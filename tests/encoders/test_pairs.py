@@ -21,15 +21,19 @@ from transformers import (
     ViTModel,
 )
 
+import embed
+from revision.config import compose
 from revision.encoders.composed import ComposedDualEncoder, Head, load_towers
 from revision.encoders.load import load_encoder
 from revision.encoders.pairing import load_pair
 from revision.encoders.vision_towers import load_vision_tower
+from revision.shards import ShardReader
 from tests.tiny_encoders import _TEXT, save_siglip, tokenizer
 
 pytest.importorskip("sentence_transformers")
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
+MINILM = ASSETS / "minilm_l6"
 TEXTS = ["a red cat", "the picture of a small blue car on the dog", "dog"]
 SIZE = 16
 _VISION = {
@@ -318,13 +322,10 @@ def test_what_is_no_tower_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (ASSETS / "minilm_l6").is_dir(), reason="assets/ not fetched")
+@pytest.mark.skipif(not (MINILM / "1_Pooling").is_dir(), reason="assets/ not fetched")
 def test_real_minilm_gives_the_rows_of_the_composed_encoder(tmp_path):
-    text = real_minilm(tmp_path / "minilm")
-    pair = load_pair(vision=save_vision(tmp_path / "v"), text=text)
-    towers = load_towers(
-        vision_dir=ASSETS / "efficientnet_lite0", text_dir=ASSETS / "minilm_l6", image_size=64
-    )
+    pair = load_pair(vision=save_vision(tmp_path / "v"), text=MINILM)
+    towers = load_towers(vision_dir=ASSETS / "efficientnet_lite0", text_dir=MINILM, image_size=64)
     texts = ["a cat on a mat", "A kitten lying on a rug, by the fire.", "the stock market fell"]
     expected = towers.encode_texts(towers.text_inputs(texts))
     rows = pair.encode_texts(pair.text_inputs(texts))
@@ -333,10 +334,16 @@ def test_real_minilm_gives_the_rows_of_the_composed_encoder(tmp_path):
     torch.testing.assert_close(rows, own, rtol=0, atol=1e-6)
 
 
-def real_minilm(directory: Path) -> Path:
-    """The assets with the file on pooling that they come without (all-MiniLM-L6-v2: mean)."""
-    directory.mkdir()
-    for path in (ASSETS / "minilm_l6").iterdir():
-        (directory / path.name).symlink_to(path)
-    write_pooling(directory, 384, MEAN)
-    return directory
+@pytest.mark.slow
+@pytest.mark.skipif(not (MINILM / "1_Pooling").is_dir(), reason="assets/ not fetched")
+def test_embed_takes_a_pair_with_the_text_tower_of_the_assets(tmp_path):
+    vision = save_vision(tmp_path / "v")
+    chosen = ["encoder=pair", f"encoder.vision={vision}", f"encoder.text={MINILM}"]
+    cards = ASSETS.parent / "data" / "openclipart" / "val-000.tar"
+    options = ["data.num_samples=5", "num_workers=0", "accelerator=cpu", "devices=1"]
+    where = [f"input={cards}", f"output_dir={tmp_path / 'out'}"]
+    out = embed.run(compose("embed", [*chosen, *options, *where]))
+    images, texts = (ShardReader(out / side).header for side in ("images", "texts"))
+    assert (images.num_rows, images.dim, texts.num_rows, texts.dim) == (5, 16, 5, 384)
+    pair = load_pair(vision=vision, text=MINILM)
+    assert images.encoder == texts.encoder == pair.identity()
