@@ -15,7 +15,8 @@ A run that continues with another G takes up the order at the position where it 
 (`Place`): no record is lost or repeated, the rest of the epoch comes in steps of the new G.
 
 A subset of k records holds those with the k smallest hashes of their position, so subsets are
-nested and do not depend on the seed.
+nested and do not depend on the seed. Where caption controls keep some records only, it is one of
+those, and the shards, blocks and groups are the same without the others.
 """
 
 from bisect import bisect_right
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt64
+from jaxtyping import Int, Int64, UInt8, UInt64
 
 _CHUNK = 1 << 20
 _COARSE_BITS = 16
@@ -78,6 +79,7 @@ class EpochPlan:
     """The order of the records of a source with blocks of `block_sizes` records.
 
     `block_shards` tells the shard of each block by any number or name; without it all are in one.
+    `kept` has a bit for each record, as `np.packbits` puts them, and the others are left out.
     Raises ValueError for a source without records and for more samples than there are records.
     """
 
@@ -89,22 +91,26 @@ class EpochPlan:
         seed: int = 0,
         shuffle_blocks: int = 8,
         num_samples: int | None = None,
+        kept: UInt8[np.ndarray, " bytes"] | None = None,
     ) -> None:
         self.starts = np.concatenate([[0], np.cumsum(block_sizes, dtype=np.int64)])
-        total = int(self.starts[-1])
-        self.num_samples = total if num_samples is None else num_samples
-        if not 0 < self.num_samples <= total:
+        self.kept, total = kept, int(self.starts[-1])
+        left = total if kept is None else sum(map(len, _chunks(total, kept)))
+        self.num_samples = left if num_samples is None else num_samples
+        if not 0 < self.num_samples <= left:
+            of = "" if kept is None else f", of which the caption controls keep {left}"
             raise ValueError(
-                f"num_samples={self.num_samples}, but the data has {total} records; "
+                f"num_samples={self.num_samples}, but the data has {total} records{of}; "
                 "choose between 1 and that"
             )
         if shuffle_blocks < 1:
             raise ValueError(f"shuffle_blocks={shuffle_blocks}; a group has at least 1 block")
         self.seed, self.shuffle_blocks = seed, shuffle_blocks
-        everything = self.num_samples == total
-        self._threshold = None if everything else hash_threshold(total, self.num_samples)
-        blocks = range(len(block_sizes))
-        sizes = block_sizes if everything else [len(self._kept(block)) for block in blocks]
+        self._threshold = None
+        if self.num_samples < left:
+            self._threshold = hash_threshold(total, self.num_samples, kept)
+        blocks, everything = range(len(block_sizes)), self.num_samples == total
+        sizes = block_sizes if everything else [len(self._chosen(block)) for block in blocks]
         self._sizes = np.array(sizes, np.int64)
         shards = [0] * len(block_sizes) if block_shards is None else block_shards
         self._shards = np.unique(shards, return_inverse=True)[1].astype(np.int32)
@@ -134,12 +140,12 @@ class EpochPlan:
     def _order_of_group(self, epoch: int, group: int) -> Int64[np.ndarray, " records"]:
         blocks, _ = self._epoch_order(epoch)
         chosen = blocks[group * self.shuffle_blocks : (group + 1) * self.shuffle_blocks]
-        records = np.concatenate([self._kept(int(block)) for block in chosen])
+        records = np.concatenate([self._chosen(int(block)) for block in chosen])
         return np.random.default_rng([self.seed, epoch, group]).permutation(records)
 
-    def _kept(self, block: int) -> Int64[np.ndarray, " records"]:
-        """The records of a block that belong to the subset."""
-        records = np.arange(self.starts[block], self.starts[block + 1])
+    def _chosen(self, block: int) -> Int64[np.ndarray, " records"]:
+        """The records of a block that are kept and belong to the subset."""
+        records = members(self.kept, int(self.starts[block]), int(self.starts[block + 1]))
         if self._threshold is None:
             return records
         return records[position_hash(records) <= self._threshold]
@@ -222,19 +228,43 @@ def position_hash(positions: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
     return x ^ (x >> np.uint64(31))
 
 
-def hash_threshold(total: int, count: int) -> np.uint64:
-    """The `count`-th smallest hash of the positions 0..total-1, in two passes and little memory."""
+def members(
+    bits: UInt8[np.ndarray, " bytes"] | None, first: int, last: int
+) -> Int64[np.ndarray, " n"]:
+    """Those of the numbers `first`..`last`-1 whose bit is set; all of them without bits.
+
+    Example:
+        >>> members(np.packbits([0, 1, 1, 0, 1, 0, 0, 0, 0, 1]), 2, 10)
+        array([2, 4, 9])
+    """
+    numbers = np.arange(first, last)
+    if bits is None:
+        return numbers
+    begin = first & 7
+    inside = np.unpackbits(bits[first >> 3 : -(-last >> 3)])[begin : begin + len(numbers)]
+    return numbers[inside.astype(bool)]
+
+
+def hash_threshold(
+    total: int, count: int, kept: UInt8[np.ndarray, " bytes"] | None = None
+) -> np.uint64:
+    """The `count`-th smallest hash of the positions 0..total-1, or of those whose bit in `kept` is
+    set, in two passes and little memory."""
     shift = np.uint64(64 - _COARSE_BITS)
     histogram = np.zeros(1 << _COARSE_BITS, np.int64)
-    for hashes in _hash_chunks(total):
+    for hashes in map(position_hash, _chunks(total, kept)):
         histogram += np.bincount((hashes >> shift).astype(np.int64), minlength=len(histogram))
     below = histogram.cumsum()
     coarse = int(np.searchsorted(below, count))
-    inside = [h[(h >> shift) == np.uint64(coarse)] for h in _hash_chunks(total)]
+    hashed = map(position_hash, _chunks(total, kept))
+    inside = [hashes[(hashes >> shift) == np.uint64(coarse)] for hashes in hashed]
     rank = count - int(below[coarse] - histogram[coarse])
     return np.uint64(np.sort(np.concatenate(inside))[rank - 1])
 
 
-def _hash_chunks(total: int) -> Iterator[UInt64[np.ndarray, " n"]]:
+def _chunks(
+    total: int, kept: UInt8[np.ndarray, " bytes"] | None
+) -> Iterator[Int64[np.ndarray, " n"]]:
+    """The positions 0..total-1 whose bit is set."""
     for start in range(0, total, _CHUNK):
-        yield position_hash(np.arange(start, min(start + _CHUNK, total)))
+        yield members(kept, start, min(start + _CHUNK, total))

@@ -159,6 +159,49 @@ def test_memory_does_not_grow_with_the_records():
     assert len(pickle.dumps(plan)) < 2000
 
 
+def kept_bits(seed=0, share=0.5, total=TOTAL):
+    kept = np.random.default_rng(seed).random(total) < share
+    return kept, np.packbits(kept)
+
+
+@pytest.mark.parametrize("shuffle_blocks", [1, 2, 100])
+@pytest.mark.parametrize("share", [0.03, 0.5, 0.95])
+def test_an_epoch_is_a_permutation_of_what_is_kept(shuffle_blocks, share):
+    kept, bits = kept_bits(share=share)
+    plan = EpochPlan(BLOCKS, seed=3, shuffle_blocks=shuffle_blocks, kept=bits)
+    for epoch in range(2):
+        assert sorted(order(plan, epoch)) == np.flatnonzero(kept).tolist()
+    whole = EpochPlan(BLOCKS, seed=3, shuffle_blocks=shuffle_blocks)
+    assert plan._order_of_epoch(1)[0].tolist() == whole._order_of_epoch(1)[0].tolist()
+
+
+def test_to_keep_everything_changes_nothing():
+    everything = np.packbits(np.ones(TOTAL, bool))
+    for options in ({}, {"num_samples": 20}):
+        plan = EpochPlan(BLOCKS, seed=3, shuffle_blocks=2, **options)
+        assert order(EpochPlan(BLOCKS, seed=3, shuffle_blocks=2, kept=everything, **options)) == (
+            order(plan)
+        )
+
+
+def test_subsets_of_what_is_kept_have_its_smallest_hashes_and_nest():
+    kept, bits = kept_bits()
+    numbers = np.flatnonzero(kept)
+    by_hash = numbers[np.argsort(position_hash(numbers))].tolist()
+    for count in range(1, len(numbers) + 1):
+        plan = EpochPlan(BLOCKS, num_samples=count, kept=bits, seed=count)
+        assert sorted(order(plan)) == sorted(by_hash[:count])
+    with pytest.raises(ValueError, match=rf"{TOTAL} records, of which .* keep {len(numbers)};"):
+        EpochPlan(BLOCKS, num_samples=len(numbers) + 1, kept=bits)
+
+
+def test_a_step_of_what_is_kept_is_the_same_set_for_every_number_of_processes():
+    plan = EpochPlan(BLOCKS, seed=1, kept=kept_bits()[1])
+    for step in range(5):
+        one = step_records(plan, step, batch_size=4, accumulate=2, world_size=1)
+        assert one == step_records(plan, step, batch_size=2, accumulate=2, world_size=2)
+
+
 @pytest.mark.parametrize("num_samples", [0, TOTAL + 1])
 def test_more_samples_than_there_are_is_refused(num_samples):
     with pytest.raises(ValueError, match=f"num_samples={num_samples}, but the data has {TOTAL}"):
