@@ -57,8 +57,8 @@ def ours(job: Job, tokens: str = "cached") -> Reader:
     import torch
     from transformers import AutoTokenizer
 
-    from revision.data.datamodule import VisualDataModule
     from revision.data.turn_encoder import TurnEncoder
+    from revision.data.visual_datamodule import VisualDataModule
 
     torch.set_num_threads(1)
     turns = TurnEncoder(AutoTokenizer.from_pretrained(job.tokenizer), "plain")  # the model's own

@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 
 from revision.config import _sentence
-from revision.data.datamodule import VisualDataModule
 from revision.data.index import build_index
 from revision.data.turn_encoder import TurnEncoder
+from revision.data.visual_datamodule import VisualDataModule
 from revision.encoders.embedding import embed_records
 from revision.encoders.load import load_encoder
 from revision.shards import ShardReader, verify

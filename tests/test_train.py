@@ -512,6 +512,33 @@ def test_a_sweep_gives_every_job_its_directory(parts, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_over_lengths_takes_a_third_each(parts, tmp_path):
+    sweep = ["-m", "data.caption_length=short,medium,long", "stage.max_steps=1"]
+    done = command(*sweep, *pretrain(parts, tmp_path))
+    assert done.returncode == 0, done.stderr
+    kept = []
+    for length in ("short", "medium", "long"):
+        run = tmp_path / "one" / f"data.caption_length={length}"
+        made = json.loads((run / "model" / "provenance.json").read_text())
+        ((key, selection),) = made["selection"].items()
+        assert key == f"data.shards={parts / 'texts'}"
+        assert f"{key}: {selection['num_kept']} of 24 records kept" in done.stdout
+        kept.append(selection["num_kept"])
+    assert sum(kept) == 24 and max(kept) < 24
+
+
+def test_a_run_with_other_controls_is_refused(parts, tmp_path):
+    options = pretrain(parts, tmp_path, "stage.max_steps=1", "data.caption_length=short")
+    run_dir = train.run(compose("train", options))
+    made = json.loads((run_dir / "model" / "provenance.json").read_text())
+    assert len(made["selection"]) == 1
+    with pytest.raises(ValueError, match=r"data.caption_length was 'short' and is now 'long'"):
+        train.run(compose("train", [*options, "data.caption_length=long"]))
+    with pytest.raises(ValueError, match=r"short, medium, long or .* got 'tall'"):
+        train.run(compose("train", [*options, "data.caption_length=tall", "name=two"]))
+
+
+@pytest.mark.slow
 def test_a_job_of_a_sweep_with_two_processes_gets_its_own(parts, tmp_path):
     sweep = ["-m", "data.num_samples=4,8", "stage.max_steps=1", "devices=2", "strategy=ddp"]
     done = command(*sweep, *[o for o in pretrain(parts, tmp_path) if o != "devices=1"])

@@ -5,8 +5,8 @@ which says of every entry whether it is kept and writes down what was removed, a
 """
 
 from revision.captions.controls import Controls
-from revision.captions.selection import Selection, select
+from revision.captions.selection import Selection, edited, select
 from revision.captions.sentences import cut_caption
 from revision.captions.words import count_words, cut_words
 
-__all__ = ["Controls", "Selection", "count_words", "cut_caption", "cut_words", "select"]
+__all__ = ["Controls", "Selection", "count_words", "cut_caption", "cut_words", "edited", "select"]

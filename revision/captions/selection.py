@@ -105,17 +105,18 @@ class Selection:
     def read(directory: Path) -> "Selection":
         """What `write` stored."""
         about = json.loads((directory / SELECTION_NAME).read_bytes())
-        bits = np.load(directory / _BITS_NAME, allow_pickle=False)
+        bits = np.asarray(np.load(directory / _BITS_NAME, mmap_mode="r", allow_pickle=False))
         return Selection(Controls(**about["controls"]), about, bits)
 
     def summary(self) -> str:
         """What was done, in a line."""
         removed = ", ".join(f"{count} by {name}" for name, count in self.about["removed"].items())
+        is_cut = self.controls.max_caption_words or self.controls.max_caption_sentences
         num_records = len(self) - self.about["num_refused"]
         return (
             f"{self.about['num_kept']} of {num_records} records kept "
-            f"({self.about['num_captions']} have a caption); removed: {removed or 'none'}; "
-            f"{self.about['num_cut']} captions cut"
+            f"({self.about['num_captions']} have a caption); removed: {removed or 'none'}"
+            + (f"; {self.about['num_cut']} captions cut" if is_cut else "")
         )
 
 

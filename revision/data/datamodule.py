@@ -5,7 +5,6 @@ One flat run of `num_steps` optimiser steps over all epochs, so that a run resum
 of records in a step, `start` says which of them are behind it.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
-from revision.alignment.base import AlignmentMap
+from revision.captions import Selection
 from revision.data.index import QUARANTINE, RecordIndex
-from revision.data.mixture import MixtureOrder, MixtureSource
 from revision.data.packing import MeasuredSource, PackedOrder, steps_for_tokens
 from revision.data.plan import EpochPlan, Order, Place, StepPlan
-from revision.data.record_turns import CAPTION_PROMPT
-from revision.data.shard_source import RowMap
-from revision.data.source_maker import Part, SourceMaker, parts_of, token_directory
-from revision.data.sources import SampleSource
-from revision.data.turn_encoder import TurnEncoder
 from revision.data.windows import BatchSource, HeldOutDataset, WindowDataset, WindowLoader
-from revision.encoders.base import DualEncoder
 from revision.records import described_input
 
 
@@ -165,18 +157,25 @@ class PlannedDataModule(L.LightningDataModule):
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {"num_workers": self.num_workers, "pin_memory": on_gpu}
 
-    def _epoch_plan(self, source: BatchSource, seed: int, num_samples: int | None) -> EpochPlan:
+    def _epoch_plan(
+        self,
+        source: BatchSource,
+        seed: int,
+        num_samples: int | None,
+        selection: Selection | None = None,
+    ) -> EpochPlan:
         return EpochPlan(
             source.block_sizes,
             block_shards=getattr(source, "block_shards", None),
             seed=seed,
             shuffle_blocks=self.shuffle_blocks,
             num_samples=num_samples,
+            kept=None if selection is None else selection.bits[0],
         )
 
     def _packed(self, order: Order, pack_tokens: int) -> PackedOrder:
         packed = PackedOrder(order, _measured(self.sources[0]), pack_tokens, seed=self.seed)
-        _tell(
+        tell(
             f"packed {order.length(0)} samples into {packed.length(0)} batches of at most "
             f"{pack_tokens} tokens, fill {packed.fill(0):.1%}"
         )
@@ -188,119 +187,17 @@ def _measured(source: BatchSource) -> MeasuredSource:
     return source
 
 
-class VisualDataModule(PlannedDataModule):
-    """Samples for `pretrain`, `sft` and their variants.
-
-    The training data is either `shards` (a feature set), or `input` with `image_root` (pictures on
-    the fly, which needs `encoder`), or a `mixture` of these (see `Part`); the held-out data
-    `val_shards` or `val_input` alike. `alignment` maps the rows of `shards` when they are read;
-    held-out rows are taken as they are.
-    """
-
-    def __init__(
-        self,
-        *,
-        turns: TurnEncoder,
-        shards: str | Path | None = None,
-        input: str | Path | None = None,
-        image_root: str | Path | None = None,
-        mixture: Sequence[Mapping[str, Any]] | None = None,
-        val_shards: str | Path | None = None,
-        val_input: str | Path | None = None,
-        encoder: DualEncoder | None = None,
-        alignment: RowMap | None = None,
-        image_map: AlignmentMap | None = None,
-        visual: str = "real",
-        max_caption_words: int | None = None,
-        caption_prompt: str = CAPTION_PROMPT,
-        index_root: str | Path = "runs/.index",
-        tokens: str = "online",
-        token_root: str | Path = "runs/.tokens",
-        batch_size: int,
-        accumulate: int = 1,
-        epochs: int = 1,
-        max_steps: int | None = None,
-        max_tokens: int | None = None,
-        seed: int = 0,
-        num_samples: int | None = None,
-        shuffle_blocks: int = 8,
-        pack_tokens: int | None = None,
-        num_workers: int = 0,
-        val_batch_size: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            accumulate=accumulate,
-            epochs=epochs,
-            max_steps=max_steps,
-            max_tokens=max_tokens,
-            seed=seed,
-            num_samples=num_samples,
-            shuffle_blocks=shuffle_blocks,
-            pack_tokens=pack_tokens,
-            num_workers=num_workers,
-            val_batch_size=val_batch_size,
-        )
-        self.parts = parts_of(shards, input, image_root, mixture)
-        if mixture is not None and num_samples is not None:
-            raise ValueError(
-                f"num_samples={num_samples} does not say of which source of the mixture; give it "
-                "to the sources in data.mixture"
-            )
-        self.is_mixture = mixture is not None
-        self.held_out = None
-        if val_shards is not None or val_input is not None:
-            self.held_out = Part(
-                key="data.val_", shards=val_shards, input=val_input, image_root=image_root
-            )
-        self.maker = SourceMaker(
-            turns=turns,
-            encoder=encoder,
-            image_map=image_map,
-            visual=visual,
-            caption_prompt=caption_prompt,
-            index_root=Path(index_root),
-            token_root=token_directory(tokens, token_root),
-            cache_blocks=2 * shuffle_blocks,
-            on_index=tell_index,
-        )
-        self.alignment, self.max_caption_words = alignment, max_caption_words
-
-    def make_sources(self) -> tuple[SampleSource | MixtureSource, SampleSource | None]:
-        held_out = None if self.held_out is None else self.maker.held_out(self.held_out)
-        cut = self.max_caption_words
-        if not self.is_mixture:
-            (part,) = self.parts
-            return self.maker.training(part, self.alignment, cut), held_out
-        sources = [
-            self.maker.training(part, self.alignment if part.is_text else None, cut)
-            for part in self.parts
-        ]
-        return MixtureSource(sources), held_out
-
-    def make_order(self) -> Order:
-        source = self.sources[0]
-        if not isinstance(source, MixtureSource):
-            return super().make_order()
-        parts = zip(self.parts, source.sources, strict=True)
-        plans = [  # each with its own seed: sets of the same records are not walked in step
-            self._epoch_plan(each, self.seed + index, part.num_samples)
-            for index, (part, each) in enumerate(parts)
-        ]
-        return MixtureOrder(plans, [part.weight for part in self.parts], seed=self.seed)
-
-
 def tell_index(input: str | Path, index: RecordIndex) -> None:
     """Say how `input` is read, and where those of its records that cannot be used are listed."""
-    _tell(described_input(input, "auto"))
+    tell(described_input(input, "auto"))
     if index.num_rejected:
-        _tell(
+        tell(
             f"{input}: {len(index)} records, {index.num_rejected} rejected, "
             f"see {index.directory / QUARANTINE}"
         )
 
 
 @rank_zero_only
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
     """Print on the first process."""
     print(message, flush=True)

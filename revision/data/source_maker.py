@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from revision.alignment.base import AlignmentMap
+from revision.captions import Controls
 from revision.data.image_source import ImageSource
 from revision.data.index import RecordIndex, build_index
-from revision.data.record_turns import check_record
+from revision.data.record_turns import WHOLE, check_record
 from revision.data.shard_source import RowMap, ShardSource
 from revision.data.sources import SampleSource
 from revision.data.turn_encoder import TurnEncoder
@@ -48,6 +49,12 @@ class Part:
         if unknown:
             raise ValueError(f"{key.rstrip('.')} has no {unknown}; its keys are {sorted(known)}")
         return cls(key=key, **entry)
+
+    @property
+    def named(self) -> str:
+        """The key that names it, and where it lies."""
+        name = "shards" if self.shards is not None else "input"
+        return f"{self.key}{name}={getattr(self, name)}"
 
     @property
     def is_text(self) -> bool:
@@ -96,13 +103,11 @@ class SourceMaker:
     cache_blocks: int
     on_index: Callable[[str | Path, RecordIndex], None]
 
-    def training(
-        self, part: Part, alignment: RowMap | None, max_caption_words: int | None
-    ) -> SampleSource:
+    def training(self, part: Part, alignment: RowMap | None, captions: Controls) -> SampleSource:
         options: dict[str, Any] = {
             "visual": self.visual,
             "caption_prompt": self.caption_prompt,
-            "max_caption_words": max_caption_words,
+            "captions": captions,
             "token_root": self.token_root,
         }
         if part.shards is not None:
@@ -119,7 +124,7 @@ class SourceMaker:
 
     def held_out(self, part: Part) -> SampleSource:
         """Neither mapped nor cut."""
-        return self.training(part, None, None)
+        return self.training(part, None, WHOLE)
 
     def _pictures(
         self, input: str | Path, image_root: str | Path | None, options: dict[str, Any]

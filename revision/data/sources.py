@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
-from revision.data.record_turns import CAPTION_PROMPT, record_turns
+from revision.captions import Controls
+from revision.data.record_turns import CAPTION_PROMPT, WHOLE, record_turns
 from revision.data.samples import IMAGE_SLOT, Batch, Sample, collate, dummy_sample, padded
 from revision.data.tokens import build_tokens
 from revision.data.turn_encoder import Encoded, TurnEncoder
@@ -39,7 +40,8 @@ class SampleSource(ABC):
 
     What is random in a sample depends on its record and on `epoch` alone. With a `token_root` the
     texts come from the token cache of this source there, which is built now unless it exists.
-    `turns.tokens_per_image` counts the positions of one row.
+    `turns.tokens_per_image` counts the positions of one row. `captions` cuts captions; its filters
+    are left to `revision.data.selected`: a source has all its records.
     """
 
     block_sizes: list[int]
@@ -51,7 +53,7 @@ class SampleSource(ABC):
         turns: TurnEncoder,
         *,
         visual: str = "real",
-        max_caption_words: int | None = None,
+        captions: Controls = WHOLE,
         caption_prompt: str = CAPTION_PROMPT,
         token_root: Path | None = None,
         rows_per_image: int = 1,
@@ -60,7 +62,7 @@ class SampleSource(ABC):
             raise ValueError(f"unknown visual={visual!r}; choose from {VISUALS}")
         self.visual, self.rows_per_image = visual, rows_per_image
         self.turns = replace(turns, tokens_per_image=turns.tokens_per_image * rows_per_image)
-        self.max_caption_words, self.caption_prompt = max_caption_words, caption_prompt
+        self.captions, self.caption_prompt = captions, caption_prompt
         self.tokens = None
         if token_root is not None:
             self.tokens = build_tokens(self, token_root)
@@ -92,7 +94,8 @@ class SampleSource(ABC):
         return {
             **self.turns.identity(),
             **self.data_identity(),
-            "max_caption_words": self.max_caption_words,
+            "max_caption_words": self.captions.max_caption_words,
+            "max_caption_sentences": self.captions.max_caption_sentences,
             "caption_prompt": self.caption_prompt,
         }
 
@@ -115,7 +118,7 @@ class SampleSource(ABC):
                 num_images,
                 plain=self.turns.ends_at_newline,
                 caption_prompt=self.caption_prompt,
-                max_caption_words=self.max_caption_words,
+                captions=self.captions,
             )
         except ValueError as error:
             return error

@@ -1,7 +1,7 @@
 """`pretrain`, `sft` and their variants: a `LlavaModel` on samples with visual input."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from revision.alignment.noise import Noise
-from revision.data.datamodule import VisualDataModule
+from revision.captions import Controls
 from revision.data.samples import Batch
+from revision.data.visual_datamodule import VisualDataModule
 from revision.encoders.base import DualEncoder
 from revision.models.attention import choose_attention, set_attention
 from revision.models.directory import load_model, save_model
@@ -102,7 +103,7 @@ class VisualJob:
         save_model(
             model,
             directory,
-            provenance=_with_facts(provenance, model),
+            provenance=_with_facts(provenance, model, self.data),
             alignment_dir=self.alignment_dir,
         )
         log_gap(loggers, self.alignment_dir)
@@ -129,8 +130,10 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
                 check_encoder(shards, model.encoder)
         _check_packs(cfg, model)
         limits = {} if cfg.stage.max_length is None else {"max_length": cfg.stage.max_length}
+        node, captions = _without_controls(cfg.data)
         data: VisualDataModule = build(
-            cfg.data,
+            node,
+            captions=captions,
             turns=model.turn_encoder(tokens_per_image=model.tokens_per_row, **limits),
             encoder=model.encoder,
             alignment=load_row_map(cfg, noise),
@@ -148,8 +151,18 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
     )
 
 
-def _with_facts(provenance: dict[str, Any], model: LlavaModel) -> dict[str, Any]:
-    """With what the model was made of; a config names parts that `start_from` does not use."""
+def _without_controls(data: Any) -> tuple[dict[str, Any], Controls]:
+    """`cfg.data` without the keys of conf/data/captions.yaml, and the controls that they are."""
+    names = [field.name for field in fields(Controls)]
+    rest = {key: value for key, value in data.items() if key not in names}
+    return rest, Controls(**{name: data[name] for name in names})
+
+
+def _with_facts(
+    provenance: dict[str, Any], model: LlavaModel, data: VisualDataModule
+) -> dict[str, Any]:
+    """With what the model was made of, and what caption controls took of the data; a config names
+    parts that `start_from` does not use."""
     config = dict(provenance["config"])
     if config["start_from"]:
         config = {key: value for key, value in config.items() if key not in ("llm", "projector")}
@@ -157,7 +170,10 @@ def _with_facts(provenance: dict[str, Any], model: LlavaModel) -> dict[str, Any]
         "llm": str(model.language_model.config.name_or_path),
         "projector": model.projector.options(),
     }
-    return provenance | {"config": config, "model": facts}
+    parts = zip(data.parts, data.selections, strict=True)
+    taken = {part.named: selection.about for part, selection in parts if selection is not None}
+    selection = {"selection": taken} if taken else {}
+    return provenance | {"config": config, "model": facts} | selection
 
 
 def _started(cfg: Any, build: Build) -> LlavaModel:

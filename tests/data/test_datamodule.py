@@ -6,9 +6,10 @@ import lightning as L
 import pytest
 import torch
 
-from revision.data.datamodule import VisualDataModule
+from revision.captions import Controls
 from revision.data.pairs_datamodule import PairedRowsDataModule
 from revision.data.turn_encoder import TurnEncoder
+from revision.data.visual_datamodule import VisualDataModule
 from tests.feature_sets import cloud, write_set
 from tests.tiny_encoders import tiny_composed
 from tests.tiny_models import bpe_tokenizer
@@ -103,15 +104,15 @@ def test_a_resumed_run_continues_the_order(shards, tmp_path, stop, num_workers):
 
 def test_max_steps_and_num_samples_set_the_length(shards):
     assert data(shards, batch_size=2, max_steps=50).num_steps() == 50
-    assert data(shards, batch_size=2, num_samples=8).num_steps(world_size=2) == 2
-    recorder, _ = run(data(shards, batch_size=2, num_samples=3, epochs=2))
+    assert data(shards, batch_size=2, captions=Controls(num_samples=8)).num_steps(world_size=2) == 2
+    recorder, _ = run(data(shards, batch_size=2, captions=Controls(num_samples=3), epochs=2))
     assert len({id for _, ids, _, _ in recorder.seen for id in ids}) == 3
 
 
 def test_held_out_data_is_whole_real_and_uncut(shards):
     module = data(
         shards, batch_size=2, val_shards=shards / "val", val_batch_size=3,
-        max_caption_words=1, alignment=Negate(),
+        captions=Controls(max_caption_words=1), alignment=Negate(),
     )  # fmt: skip
     recorder, _ = run(module, num_sanity_val_steps=0)
     assert [id for batch in recorder.held_out for id in batch.ids] == [str(n) for n in range(7)]

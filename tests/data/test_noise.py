@@ -13,10 +13,10 @@ from revision.alignment.methods.none import NoAlignment
 from revision.alignment.noise import Disturbed, GaussianNoise
 from revision.alignment.storage import load_alignment
 from revision.config import compose
-from revision.data.datamodule import VisualDataModule
 from revision.data.plan import EpochPlan, StepPlan
 from revision.data.shard_source import ShardSource
 from revision.data.turn_encoder import TurnEncoder
+from revision.data.visual_datamodule import VisualDataModule
 from revision.data.windows import WindowDataset, WindowLoader
 from tests.feature_sets import cloud, write_set
 from tests.tiny_models import bpe_tokenizer

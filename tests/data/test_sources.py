@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from revision.alignment.noise import Disturbed, GaussianNoise
+from revision.captions import Controls
 from revision.data.image_source import ImageSource
 from revision.data.index import build_index
 from revision.data.record_turns import check_record, record_turns
@@ -119,7 +120,7 @@ def text(data, sample):
 
 
 def test_captions_are_cut_to_their_first_words(shards):
-    captions = source(shards, "plain", max_caption_words=3)
+    captions = source(shards, "plain", captions=Controls(max_caption_words=3))
     assert text(captions, captions.sample(0)) == "a red cat\n"
     assert text(captions, captions.sample(4)) == "a blue mat\n"
     whole = source(shards, "plain")

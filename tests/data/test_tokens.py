@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from revision.alignment.noise import Disturbed, GaussianNoise
+from revision.captions import Controls
 from revision.data import tokens
 from revision.data.samples import IMAGE_SLOT
 from revision.data.shard_source import ShardSource
@@ -105,7 +106,10 @@ def test_cached_batches_are_the_online_ones(shards, tmp_path, small_parts, templ
 
 def test_lengths_are_those_of_the_spliced_records(shards, tmp_path):
     source = ShardSource(
-        shards, turns(tokens_per_image=7), token_root=tmp_path / "tokens", max_caption_words=3
+        shards,
+        turns(tokens_per_image=7),
+        token_root=tmp_path / "tokens",
+        captions=Controls(max_caption_words=3),
     )
     lengths = source.lengths()
     assert lengths.dtype == np.int32 and lengths.shape == (NUM_RECORDS,)
@@ -225,11 +229,13 @@ def test_what_changes_the_tokens_gets_another_cache(shards, tmp_path):
         name(encoder=turns(tokens_per_image=2)),
         name(encoder=TurnEncoder(bpe_tokenizer(bos=True), "chat")),
         name(encoder=TurnEncoder(bpe_tokenizer(chat_template=other_chat), "chat")),
-        name(max_caption_words=2),
+        name(captions=Controls(max_caption_words=2)),
+        name(captions=Controls(max_caption_sentences=1)),
         name(caption_prompt="Say it."),
         name(write(tmp_path / "other", records_with_counts(), seed=1)),
     }
-    assert len(others) == 8 and first not in others
+    assert name(captions=Controls(caption_length="long", num_samples=1)) == first
+    assert len(others) == 9 and first not in others
     padded = turns().tokenizer
     padded.pad_token = "</s>"
     padded(["a", "a cat"], padding=True)  # leaves its padding in the tokenizer

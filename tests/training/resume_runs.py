@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from revision.data.datamodule import VisualDataModule
 from revision.data.turn_encoder import TurnEncoder
+from revision.data.visual_datamodule import VisualDataModule
 from revision.models.loss import LossSum
 from revision.records import Record, Turn
 from revision.shards import ShardWriter, write_header

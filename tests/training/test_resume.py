@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from revision.data.datamodule import VisualDataModule
+from revision.data.visual_datamodule import VisualDataModule
 from tests.training.resume_runs import SETS, run_recorded, write_sets
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import train
 from revision.config import compose
-from revision.data.datamodule import VisualDataModule
+from revision.data.visual_datamodule import VisualDataModule
 from revision.models.directory import load_model
 from revision.models.tuning import METHODS
 from tests.test_train import difference, overrides, parts
