@@ -10,7 +10,8 @@ without an id column get `<file stem>/<row>`. Memory is that of one row group or
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any
 
 from revision.records.entry import Entry
 from revision.records.inputs import InputFile
@@ -28,31 +29,34 @@ def parquet_entries(file: InputFile) -> Iterator[Entry]:
         raise ValueError(
             f"{file}: parquet is read from its end, which a command cannot; give a file or a URL"
         )
-    with file.open() as raw:
-        try:
-            rows = parquet.ParquetFile(raw)
-        except RemoteError:
-            raise
-        except Exception as error:  # pyarrow has its own family of errors
-            raise ValueError(f"{file}: not a readable parquet file ({error})") from error
+    with _opened(file, "parquet") as raw:
+        rows = parquet.ParquetFile(raw)
         yield from _entries(file, rows.schema_arrow, rows.iter_batches(batch_size=_ROWS))
 
 
 def arrow_entries(file: InputFile) -> Iterator[Entry]:
     """One entry per row of an Arrow file in the stream format, or the file format."""
-    import pyarrow
     from pyarrow import ipc
+
+    with _opened(file, "Arrow") as raw:
+        is_file = raw.read(6) == b"ARROW1"
+        raw.seek(0)
+        reader = ipc.open_file(raw) if is_file else ipc.open_stream(raw)
+        yield from _entries(file, reader.schema, _batches(reader, is_file))
+
+
+@contextmanager
+def _opened(file: InputFile, kind: str) -> Iterator[IO[bytes]]:
+    """`file`, with its name in what pyarrow raises while it is read."""
+    import pyarrow
 
     with file.open() as raw:
         try:
-            is_file = raw.read(6) == b"ARROW1"
-            raw.seek(0)
-            reader = ipc.open_file(raw) if is_file else ipc.open_stream(raw)
-            yield from _entries(file, reader.schema, _batches(reader, is_file))
+            yield raw
         except RemoteError:
             raise
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{file}: not a readable Arrow file ({error})") from error
+            raise ValueError(f"{file}: not a readable {kind} file ({error})") from error
 
 
 def _batches(reader: Any, is_file: bool) -> Iterator[Any]:

@@ -5,7 +5,8 @@
     parts/train-*.parquet           what matches
     {00000..00009}.tar  {a,b}.tar   braces, the notation of webdataset
     s3://bucket/parts/*.tar         a URL; braces too, and where the server lists them, directories
-    pipe:aws s3 cp s3://b/a.tar -   what a command prints (`revision.remote.address`)
+    pipe:aws s3 cp s3://b/a.tar -   what a command prints (`revision.remote.address`); of braces
+                                    only {00000..00009} is ours, the others are the command's
     a.json::b.json                  several, one after the other, also a notation of webdataset
 
 Of a directory these are, whichever comes first: the .arrow files of Hugging Face `datasets`, tars,
@@ -42,11 +43,13 @@ from revision.remote.address import is_directory
 
 Inputs = str | Path | Sequence[str | Path]
 SEPARATOR = "::"
-_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PART = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 _MAX_NAME = 60
 _QUESTIONS = 16
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_COMMAND_BRACES = re.compile(r"\{(\d+)\.\.(\d+)()\}")  # shells and jq use the others
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class InputFile:
             stored.seek(0)
             if head == _ZSTANDARD:
                 raise ValueError(f"{self}: zstd; give it as 'pipe:zstd -dc <file>'")
-            raw = gzip.GzipFile(fileobj=stored) if head.startswith(_GZIP) else stored
+            raw = gzip.GzipFile(fileobj=stored) if head.startswith(GZIP) else stored
             yield io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline=newline)
 
     def digest(self) -> str:
@@ -137,30 +140,32 @@ def input_files(given: Inputs, format: str = "auto") -> list[InputFile]:
     Raises:
         ValueError: a file of this machine is missing, or a directory holds none of this format.
     """
-    files = [
-        file
+    patterns = [
+        pattern
         for piece in input_text(given).split(SEPARATOR)
         for pattern in sorted(expand_braces(piece))
-        for file in _matching(pattern, format)
     ]
-    return [InputFile(address) for address in files]
+    found = _each(lambda pattern: _matching(pattern, format), patterns)
+    return [InputFile(address) for files in found for address in files]
 
 
 def digests_of(files: Sequence[InputFile]) -> list[str]:
     """`digest` of each; servers are asked about several at a time."""
-    return _each(InputFile.digest, files)
+    return list(track(_each(InputFile.digest, files), "digest the input", total=len(files)))
 
 
 def stamps_of(files: Sequence[InputFile]) -> list[list[str | int]]:
     """`stamp` of each; servers are asked about several at a time."""
-    return _each(InputFile.stamp, files)
+    return list(_each(InputFile.stamp, files))
 
 
-def _each(ask: Callable[[InputFile], T], files: Sequence[InputFile]) -> list[T]:
-    if not any(file.is_remote for file in files):
-        return [ask(file) for file in files]
+def _each(ask: Callable[[S], T], subjects: Sequence[S]) -> Iterator[T]:
+    """`ask` of each, in their order: of what is remote several at a time."""
+    if not any(is_url(str(subject)) for subject in subjects):
+        yield from map(ask, subjects)
+        return
     with ThreadPoolExecutor(_QUESTIONS) as pool:
-        return list(track(pool.map(ask, files), "ask about the input", total=len(files)))
+        yield from pool.map(ask, subjects)
 
 
 def _matching(address: str, format: str) -> list[str]:
@@ -281,10 +286,10 @@ def one_split(files: list[str]) -> list[str]:
 
 def expand_braces(pattern: str) -> list[str]:
     """`a{00..02}.tar` and `{a,b}.tar`; other braces stay, as in a shell."""
-    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    match = (_COMMAND_BRACES if is_pipe(pattern) else _BRACES).search(pattern)
     if match is None:
         return [pattern]
-    if match[3] is None:
+    if match[1]:
         width = len(match[1])
         options = [f"{i:0{width}d}" for i in range(int(match[1]), int(match[2]) + 1)]
     else:

@@ -55,15 +55,16 @@ def _first_line(text: TextIO) -> tuple[int, str]:
 
 
 def _lines(start: str, text: TextIO, file: InputFile) -> Iterator[str]:
-    if start:
-        yield start if start.endswith("\n") else start + text.readline(MAX_ENTRY_CHARACTERS)
-    while line := text.readline(MAX_ENTRY_CHARACTERS):
+    whole = start.endswith("\n")
+    line = start if whole else start + text.readline(MAX_ENTRY_CHARACTERS - len(start))
+    while line:
         if len(line) == MAX_ENTRY_CHARACTERS:
             raise ValueError(
                 f"{file}: a line of {MAX_ENTRY_CHARACTERS} characters or more; JSONL has one "
                 "object a line, so this is another format: say which by format="
             )
         yield line
+        line = text.readline(MAX_ENTRY_CHARACTERS)
 
 
 def _line_entry(address: str, line: str) -> Entry:

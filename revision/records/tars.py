@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from revision.records.entry import IMAGE_SUFFIXES, Entry, merge_json
-from revision.records.inputs import InputFile
+from revision.records.inputs import GZIP, InputFile
 
 
 def webdataset_entries(file: InputFile) -> Iterator[Entry]:
@@ -88,6 +88,13 @@ def _tar_members(file: InputFile) -> Iterator[tuple[str, int, bytes | None]]:
 
 
 def _opened_tar(file: InputFile, raw: IO[bytes]) -> tarfile.TarFile:
+    head = raw.read(2)
+    raw.seek(0)
+    if head == GZIP:
+        raise ValueError(
+            f"{file}: a compressed tar, in which no member can be found by its place; unpack it, "
+            "or give it as 'pipe:gzip -dc <file>'"
+        )
     try:
         return tarfile.TarFile(fileobj=raw)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:

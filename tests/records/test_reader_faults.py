@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from revision.records import Record, Rejection, load_image, read_records
+from revision.records import Record, Rejection, json_files, load_image, read_records
 
 FUZZ = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -86,6 +86,35 @@ def test_members_that_are_not_utf8_cost_their_sample(tmp_path):
         assert expected in found
     assert [r.address[:7] for r in rejected[:3]] == ["x.tar/1", "x.tar/2", "x.tar/3"]
     assert "not valid Unicode" in reasons[3]
+
+
+def test_a_damaged_page_of_parquet_is_named(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "x.parquet"
+    parquet.write_table(arrow.table({"text": [f"text {i}" for i in range(2000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:40] = bytes(36)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.parquet: not a readable parquet file"):
+        list(read_records(path, side="text"))
+
+
+@pytest.mark.parametrize("place", ["first", "later"])
+def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(json_files, "MAX_ENTRY_CHARACTERS", 2000)
+    before = '{"id": "a", "text": "b"}\n' if place == "later" else ""
+    (tmp_path / "x.jsonl").write_text(f'{before}{{"id": "{"x" * 2500}"}}\n')
+    with pytest.raises(ValueError, match=r"x\.jsonl: a line of 2000 characters or more"):
+        list(read_records(tmp_path / "x.jsonl", side="text"))
+
+
+def test_a_compressed_tar_says_how_to_read_it(tmp_path):
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    with pytest.raises(ValueError, match=r"x\.tar\.gz: a compressed tar.*'pipe:gzip -dc <file>'"):
+        list(read_records(tmp_path / "x.tar.gz", side="text"))
 
 
 def test_a_bad_value_in_parquet_costs_its_row(tmp_path):

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import threading
 from pathlib import Path
 
 import fsspec
@@ -19,6 +20,7 @@ from revision.records import (
     detect_format,
     input_files,
     input_text,
+    inputs,
     load_image,
     read_records,
 )
@@ -255,8 +257,20 @@ def test_lists_and_braces_name_files_in_order(tmp_path):
 def test_braces_are_those_of_a_shell():
     assert expand_braces("{a,b}{0..1}") == ["a0", "a1", "b0", "b1"]
     assert expand_braces("{08..10}") == ["08", "09", "10"]
-    awk = "pipe:awk '{print}' x"
-    assert expand_braces(awk) == [awk]
+
+
+@pytest.mark.parametrize("program", ["awk '{print $1,$2}'", "jq -c '{id, text}'", "cat {a,b}"])
+def test_braces_of_a_command_are_its_own_but_for_numbers(program):
+    assert expand_braces(f"pipe:{program}") == [f"pipe:{program}"]
+    both = [f"pipe:curl https://h/{i}.jsonl | {program}" for i in range(2)]
+    assert expand_braces(f"pipe:curl https://h/{{0..1}}.jsonl | {program}") == both
+
+
+def test_servers_are_asked_about_many_files_at_a_time(monkeypatch):
+    together = threading.Barrier(8, timeout=30)  # opens when eight questions have been asked
+    monkeypatch.setattr(inputs, "is_directory", lambda url: together.wait() < 0)
+    files = input_files("memory://{0..7}.tar")
+    assert [file.name for file in files] == [f"{i}.tar" for i in range(8)]
 
 
 def test_a_remote_directory_is_listed_where_the_server_does(tmp_path):
