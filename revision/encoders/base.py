@@ -17,7 +17,7 @@ Letters: n pictures or texts in a batch, R rows of a picture, D width of the row
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -44,6 +44,14 @@ class Tokens(NamedTuple):
 
     inputs: dict[str, Tensor]
     num_truncated: int | None
+
+
+class GridTower(NamedTuple):
+    """A vision tower of `transformers` that sees one grid of patches, and what makes its input of
+    what `image_inputs` gave."""
+
+    module: Any
+    pixel_values: Callable[[Tensor], Tensor]
 
 
 class DualEncoder(nn.Module, ABC):
@@ -105,6 +113,10 @@ class DualEncoder(nn.Module, ABC):
     def visual(self, pixels: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n R D"]:
         """The rows of each picture, `rows_per_image` of them."""
         return self.encode_images(pixels)[:, None]
+
+    def grid_tower(self) -> GridTower | None:
+        """The tower whose patches `patches.py` reads; None where it is not known how."""
+        return None
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """`text_inputs` of a group of texts that are encoded in several batches.

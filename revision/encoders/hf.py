@@ -29,13 +29,14 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, GemmaToke
 from revision.encoders.base import (
     Decode,
     DualEncoder,
+    GridTower,
     Tokens,
-    directory_digest,
     read_identity,
     torch_dtype,
     unit_rows,
     write_identity,
 )
+from revision.encoders.hub import name_and_version
 from revision.encoders.pixels import pixel_path
 
 PADDED_TO_FULL_LENGTH = ("siglip", "siglip2")
@@ -119,6 +120,11 @@ class HuggingFaceEncoder(DualEncoder):
         kept = ("input_ids",) if self.pads_to_full_length else tuple(tokens)
         return Tokens({key: tokens[key] for key in kept}, num_truncated(tokens))
 
+    def grid_tower(self) -> GridTower | None:
+        if self.model.config.model_type not in ("clip", "siglip"):
+            return None
+        return GridTower(self.model.vision_model, self.pixel_values)
+
     def pixel_values(self, pixels: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
         """What the vision tower reads, in float32, on the device of `pixels`."""
         return pixels if self.pixels is None else self.pixels(pixels)
@@ -178,12 +184,10 @@ def load_hugging_face(
 
 def _name_and_version(path: str, model: Any, revision: str | None) -> tuple[str, str]:
     """Of a hub id its commit; of a directory what it says it is a copy of, else its content."""
-    directory = Path(path)
-    if not directory.is_dir():
-        return path, getattr(model.config, "_commit_hash", None) or revision or "main"
-    if recorded := read_identity(directory):
+    if Path(path).is_dir() and (recorded := read_identity(Path(path))):
         return recorded["name"], recorded["revision"]
-    return directory.resolve().name, f"sha256:{directory_digest(directory)}"
+    commit = getattr(model.config, "_commit_hash", None)
+    return name_and_version(path, commit or revision or "main")
 
 
 def _check_is_dual(model: Any, path: str) -> None:

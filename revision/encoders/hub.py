@@ -53,6 +53,13 @@ def files_of(
     return Files(directory, str(path), is_hub=True)
 
 
+def name_and_version(path: str | Path, version: str) -> tuple[str, str]:
+    """Of a hub id itself and `version`, of a directory its name and the digest of its content."""
+    if Path(path).is_dir():
+        return Path(path).resolve().name, f"sha256:{directory_digest(Path(path))}"
+    return str(path), version
+
+
 def config_facts(config: Any) -> dict[str, Any]:
     """What a config of `transformers` says of its model, without where it came from, the version
     that wrote it and the dtype."""

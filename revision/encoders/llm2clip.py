@@ -29,9 +29,11 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, LlamaConfig, LlamaModel
 
 from revision.encoders.base import (
+    POOLED,
+    Decode,
     DualEncoder,
+    GridTower,
     Tokens,
-    directory_digest,
     read_identity,
     torch_dtype,
     unit_rows,
@@ -43,9 +45,11 @@ from revision.encoders.bidirectional import (
     make_bidirectional,
     token_states,
 )
+from revision.encoders.hub import name_and_version
 from revision.encoders.llm2clip_checkpoint import Joint, check_names, read_joint, write_joint
 from revision.encoders.llm2clip_prompt import Prompt
-from revision.encoders.pixels import Decode, pixel_path
+from revision.encoders.patches import Pooling, with_pooling
+from revision.encoders.pixels import pixel_path
 from revision.files import write_bytes
 
 LLM2CLIP = "llm2clip"
@@ -106,6 +110,13 @@ class LLM2CLIPEncoder(DualEncoder):
     def resized(self, width: int, height: int) -> tuple[int, int]:
         return (width, height) if self.pixels is None else self.pixels.resized(width, height)
 
+    def grid_tower(self) -> GridTower:
+        return GridTower(self.vision.vision_model, self.pixel_values)
+
+    def pixel_values(self, pixels: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "n ..."]:
+        """What the vision tower reads, in float32, on the device of `pixels`."""
+        return pixels if self.pixels is None else self.pixels(pixels)
+
     def text_inputs(self, texts: list[str]) -> dict[str, Tensor]:
         return self.tokenize(texts).inputs
 
@@ -114,8 +125,8 @@ class LLM2CLIPEncoder(DualEncoder):
 
     @torch.no_grad()
     def encode_images(self, pixels: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n D"]:
-        values = pixels if self.pixels is None else self.pixels(pixels)
-        return unit_rows(self.vision(pixel_values=values.to(self.vision.dtype)).image_embeds)
+        values = self.pixel_values(pixels).to(self.vision.dtype)
+        return unit_rows(self.vision(pixel_values=values).image_embeds)
 
     @torch.no_grad()
     def encode_texts(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n D"]:
@@ -168,14 +179,16 @@ def load_llm2clip(
     attention: str = "sdpa",
     dtype: str = "float32",
     decode: Decode = "exact",
-) -> LLM2CLIPEncoder:
+    pooling: Pooling = POOLED,
+    layer: int = -2,
+) -> DualEncoder:
     """Load the three parts, each by hub id and revision or by directory, frozen.
 
     `template` is llama3_user, with which the adapter was trained, or none, which the public
     ReVision features silently are. Captions are cut to `max_length` tokens, template included.
     `with_text` false leaves out the weights of the text LLM (16 GB): enough for pictures, with the
-    same identity. `attention` is sdpa, eager or another kernel of transformers. `decode` is that of
-    `load_encoder`.
+    same identity. `attention` is sdpa, eager or another kernel of transformers. `decode`, `pooling`
+    and `layer` are those of `load_encoder`; patches have no texts, so the text LLM stays away.
 
     Raises:
         ValueError: a part is missing, does not belong to the others, or attends causally.
@@ -191,16 +204,22 @@ def load_llm2clip(
     with _named("text_path", text_path):
         config = _llm_config(str(text_path), text_revision)
         tokenizer = AutoTokenizer.from_pretrained(text_path, revision=text_revision)
-        llm = _llm(str(text_path), text_revision, config, attention, chosen) if with_text else None
+        llm = None
+        if with_text and pooling == POOLED:
+            llm = _llm(str(text_path), text_revision, config, attention, chosen)
     prompt = Prompt.make(tokenizer, template=template, max_length=max_length)
-    name, version = _source(path, joint.commit, revision)
+    name, version = name_and_version(path, joint.commit or revision)
+    text_commit = getattr(config, "_commit_hash", None)
     sources = {
         "name": name,
         "revision": version,
-        "text": "@".join(_source(text_path, getattr(config, "_commit_hash", None), text_revision)),
-        "image_processor": "@".join(_source(image_processor, None, image_processor_revision)),
+        "text": "@".join(name_and_version(text_path, text_commit or text_revision)),
+        "image_processor": "@".join(name_and_version(image_processor, image_processor_revision)),
     }
-    return LLM2CLIPEncoder(joint, llm, prompt, processor, llm_config=config, sources=sources)
+    whole = LLM2CLIPEncoder(
+        joint, llm, prompt, processor, llm_config=config, sources=sources, decode=decode
+    )
+    return with_pooling(whole, pooling, layer)
 
 
 def load_saved_llm2clip(
@@ -218,6 +237,7 @@ def load_saved_llm2clip(
         dtype=dtype,
         decode=decode,
     )
+    assert isinstance(encoder, LLM2CLIPEncoder)  # pooled
     if recorded := read_identity(directory):
         encoder.sources = {key: recorded[key] for key in encoder.sources}
     return encoder
@@ -270,13 +290,6 @@ def _check_picture_size(processor: Any, expected: Any) -> None:
             f"tower sees {expected}; give the processor of the CLIP model that LLM2CLIP started "
             "from, openai/clip-vit-large-patch14-336 for the model of that name"
         )
-
-
-def _source(path: str | Path, commit: str | None, revision: str) -> tuple[str, str]:
-    """Of a hub id its commit, of a directory its content."""
-    if Path(path).is_dir():
-        return Path(path).resolve().name, f"sha256:{directory_digest(Path(path))}"
-    return str(path), commit or revision
 
 
 @contextmanager

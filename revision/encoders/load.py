@@ -5,7 +5,6 @@ What a directory holds is decided by `model_type` in its `config.json`, never by
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from revision.encoders.base import (
     PATCHES,
@@ -26,7 +25,7 @@ from revision.encoders.openclip import (
     load_saved_openclip,
 )
 from revision.encoders.pairing import PAIR
-from revision.encoders.patches import PatchEncoder
+from revision.encoders.patches import Pooling, with_pooling
 
 
 def load_encoder(
@@ -36,7 +35,7 @@ def load_encoder(
     trust_remote_code: bool = False,
     dtype: str | None = None,
     decode: Decode | None = None,
-    pooling: Literal["pooled", "patches"] | None = None,
+    pooling: Pooling | None = None,
     layer: int | None = None,
 ) -> DualEncoder:
     """Load an encoder, frozen and in evaluation mode.
@@ -62,11 +61,7 @@ def load_encoder(
         decode=decode or recorded.get("decode", "exact"),
     )
     pooling = pooling or (PATCHES if is_patches(recorded) else POOLED)
-    if pooling == POOLED:
-        return whole
-    if pooling != PATCHES:
-        raise ValueError(f"encoder.pooling is pooled or patches, got {pooling!r}")
-    return PatchEncoder(whole, layer=recorded.get("layer", -2) if layer is None else layer)
+    return with_pooling(whole, pooling, recorded.get("layer", -2) if layer is None else layer)
 
 
 def _load(

@@ -29,7 +29,9 @@ from typing import Any
 from transformers import AutoModel, AutoTokenizer
 
 from revision.encoders.base import (
+    POOLED,
     Decode,
+    DualEncoder,
     Tokens,
     directory_digest,
     read_identity,
@@ -40,6 +42,7 @@ from revision.encoders.hf import HuggingFaceEncoder
 from revision.encoders.hub import Files, files_of
 from revision.encoders.openclip_config import Config, square, to_transformers
 from revision.encoders.openclip_weights import WEIGHT_FILES, new_model, read_weights
+from revision.encoders.patches import Pooling, with_pooling
 from revision.encoders.resizing import TorchvisionPath
 from revision.files import write_bytes
 
@@ -89,11 +92,14 @@ def load_openclip(
     dtype: str = "float32",
     quick_gelu: bool | None = None,
     decode: Decode = "exact",
-) -> OpenClipEncoder:
+    pooling: Pooling = POOLED,
+    layer: int = -2,
+) -> DualEncoder:
     """Load an OpenCLIP directory or hub id, frozen and in evaluation mode.
 
     `quick_gelu` overrides the config (None): give true for weights that were trained with it under
-    a config that does not say so, such as OpenAI's own.
+    a config that does not say so, such as OpenAI's own. `decode`, `pooling` and `layer` are those
+    of `load_encoder`.
 
     Raises:
         ValueError: a config or weights that are not read, files that are missing.
@@ -111,7 +117,7 @@ def load_openclip(
     fields = to_transformers(model_cfg, state, eos_token_id=_end(tokenizer, text))
     changed = "" if quick_gelu is None else f" quick_gelu={quick_gelu}"
     model: Any = new_model(fields, state)
-    return OpenClipEncoder(
+    whole = OpenClipEncoder(
         model.to(torch_dtype(dtype)),
         tokenizer,
         preprocessing(preprocess, model_cfg["vision_cfg"].get("image_size", 224), decode),
@@ -119,6 +125,7 @@ def load_openclip(
         name=files.name,
         revision=files.version() + changed,
     )
+    return with_pooling(whole, pooling, layer)
 
 
 def load_saved_openclip(

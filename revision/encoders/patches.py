@@ -2,7 +2,7 @@
 
     V(x) = hidden_states[layer] without the class token        (R, D), R = (H / patch size)^2
 
-Place in the pipeline: encoder.pooling=patches wraps a pooled CLIP or SigLIP; `embed.py
+Place in the pipeline: encoder.pooling=patches wraps a pooled CLIP, SigLIP or LLM2CLIP; `embed.py
 modality=image` then writes R rows a picture, and `train.py` takes them from shards or on the fly.
 There is nothing to align: patches lie in the space of the tower, texts in that of the projections.
 
@@ -15,17 +15,28 @@ Letters: n pictures, R patches, D width of the tower, L its layers.
 """
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
-from revision.encoders.base import PATCHES, DualEncoder, write_identity
-from revision.encoders.hf import HuggingFaceEncoder
+from revision.encoders.base import PATCHES, POOLED, DualEncoder, GridTower, write_identity
 
-_TOWERS = ("clip", "siglip")
+Pooling = Literal["pooled", "patches"]
+
+
+def with_pooling(whole: DualEncoder, pooling: Pooling, layer: int) -> DualEncoder:
+    """`whole` itself, pooled, or its patches.
+
+    Raises ValueError for another word, and as `PatchEncoder` does.
+    """
+    if pooling == POOLED:
+        return whole
+    if pooling != PATCHES:
+        raise ValueError(f"encoder.pooling is pooled or patches, got {pooling!r}")
+    return PatchEncoder(whole, layer=layer)
 
 
 class PatchEncoder(DualEncoder):
@@ -38,15 +49,23 @@ class PatchEncoder(DualEncoder):
 
     def __init__(self, whole: DualEncoder, *, layer: int = -2) -> None:
         super().__init__()
-        self.whole = _with_grid(whole)
+        self.whole = whole
         self.layer, self.decode = layer, whole.decode
-        tower = self.whole.model.vision_model
+        tower = self._tower().module
         self.num_layers = _num_layers(layer, len(tower.encoder.layers))
         self.has_class = hasattr(tower.embeddings, "class_embedding")
-        config = self.whole.model.config.vision_config
+        config = tower.config
         self.rows_per_image = (config.image_size // config.patch_size) ** 2
         self.dim = config.hidden_size
         self.freeze()
+
+    def _tower(self) -> GridTower:
+        if tower := self.whole.grid_tower():
+            return tower
+        raise ValueError(
+            "encoder.pooling=patches is for CLIP, SigLIP and SigLIP 2 of a fixed size and LLM2CLIP,"
+            f" not for {self.whole.identity()['model_type']}; use encoder.pooling=pooled"
+        )
 
     def identity(self) -> dict[str, Any]:
         return self.whole.identity() | {
@@ -67,9 +86,8 @@ class PatchEncoder(DualEncoder):
 
         Raises ValueError for a picture that is not of the tower's size.
         """
-        model = self.whole.model
-        tower = model.vision_model
-        states = tower.embeddings(self.whole.pixel_values(pixels).to(model.dtype))
+        tower, pixel_values = self._tower()
+        states = tower.embeddings(pixel_values(pixels).to(next(tower.parameters()).dtype))
         if hasattr(tower, "pre_layrnorm"):  # CLIP's own spelling
             states = tower.pre_layrnorm(states)
         for layer in tower.encoder.layers[: self.num_layers]:
@@ -100,18 +118,6 @@ class PatchEncoder(DualEncoder):
     def save(self, directory: Path) -> None:
         self.whole.save(directory)
         write_identity(self, directory)
-
-
-def _with_grid(whole: DualEncoder) -> HuggingFaceEncoder:
-    kind = type(whole).__name__
-    if isinstance(whole, HuggingFaceEncoder):
-        kind = whole.model.config.model_type
-        if kind in _TOWERS:
-            return whole
-    raise ValueError(
-        "encoder.pooling=patches is for CLIP, SigLIP and SigLIP 2 of a fixed size, not for "
-        f"{kind}; use encoder.pooling=pooled"
-    )
 
 
 def _num_layers(layer: int, depth: int) -> int:

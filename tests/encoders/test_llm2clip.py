@@ -130,6 +130,29 @@ def test_for_pictures_alone_the_text_llm_is_not_needed(tmp_path):
     assert load_encoder(tmp_path / "saved").identity() == whole.identity()
 
 
+@torch.no_grad()
+def test_patches_are_the_hidden_states_of_the_vision_tower(tmp_path):
+    encoder = tiny_llm2clip(tmp_path / "parts", pooling="patches", layer=-1)
+    pixels = pixels_of(encoder)
+    assert encoder.whole.llm is None  # 16 GB that pictures do not need
+    values = encoder.whole.pixels(pixels)
+    expected = tiny_vision()(pixel_values=values, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(encoder.visual(pixels), expected[:, 1:], rtol=0, atol=1e-5)
+    pooled = load_llm2clip(**save_parts(tmp_path / "parts"))
+    facts = {"pooling": "patches", "layer": -1, "rows_per_image": expected.shape[1] - 1}
+    assert encoder.identity() == pooled.identity() | facts
+    encoder.save(tmp_path / "saved")
+    assert load_encoder(tmp_path / "saved").identity() == encoder.identity()
+
+
+def test_fast_decoding_is_done_and_said(tmp_path):
+    exact, fast = (tiny_llm2clip(tmp_path, decode=decode) for decode in ("exact", "fast"))
+    assert (fast.decode, fast.pixels.decode) == ("fast", "fast")
+    assert fast.identity() == exact.identity() | {"decode": "fast"}
+    fast.save(tmp_path / "saved")
+    assert load_encoder(tmp_path / "saved").identity() == fast.identity()
+
+
 def test_cut_captions_are_counted(tmp_path):
     encoder = tiny_llm2clip(tmp_path, max_length=12)
     assert encoder.tokenize(["x", "y" * 40, "z" * 50]).num_truncated == 2

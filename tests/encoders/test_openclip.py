@@ -136,6 +136,12 @@ def test_patches_are_those_of_the_vision_tower(tmp_path):
     torch.testing.assert_close(encoder.visual(pixels), states[:, 1:], rtol=0, atol=1e-5)
 
 
+def test_patches_may_be_asked_for_by_its_own_loader(tmp_path):
+    directory = checkpoint("siglip", tmp_path)
+    encoder = load_openclip(directory, pooling="patches", layer=-1)
+    assert encoder.identity() == load_encoder(directory, pooling="patches", layer=-1).identity()
+
+
 def test_quick_gelu_may_be_said_beside_the_config(tmp_path):
     told = checkpoint("clip_quickgelu", tmp_path / "told")
     silent = checkpoint("clip_quickgelu", tmp_path / "silent")

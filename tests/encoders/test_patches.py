@@ -77,7 +77,7 @@ def test_refusals(tower, tmp_path):
         load_encoder(tower[0], pooling="patches", layer=-4)
     with pytest.raises(ValueError, match="not for siglip2; use"):
         load_encoder(save_siglip2(tmp_path), pooling="patches")
-    with pytest.raises(ValueError, match="not for ComposedDualEncoder"):
+    with pytest.raises(ValueError, match="not for composed_dual_encoder; use"):
         PatchEncoder(tiny_composed())
 
 
