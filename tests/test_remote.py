@@ -277,7 +277,8 @@ def test_paths_are_no_urls(path):
 
 def test_messages_hide_what_an_address_holds_of_secrets():
     assert shown("https://me:secret@h/a.tar?X-Amz-Signature=1") == "https://h/a.tar"
-    assert shown("s3://b/a?b") == "s3://b/a?b"
+    assert shown("sftp://me:secret@h/a.tar") == "sftp://h/a.tar"
+    assert shown("s3://b/a?b@c") == "s3://b/a?b@c"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "https://evil/x", "a\\..\\x"])

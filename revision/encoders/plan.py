@@ -22,7 +22,7 @@ from revision.files import write_bytes
 from revision.progress import track
 from revision.records import Record, Rejection, read_records
 from revision.records.formats import chosen_format
-from revision.records.inputs import digests_of, input_files
+from revision.records.inputs import digests_of, input_files, shown_input
 from revision.records.read import Side as RecordSide
 from revision.shards import DTYPES, Header, shard_name, write_header
 
@@ -173,7 +173,7 @@ class Plan:
             kind=self.source.side,
             encoder=self.fingerprint["encoder"],
             source={
-                "input": self.source.path,
+                "input": shown_input(self.source.path),
                 "input_sha256": self.fingerprint["input_sha256"],
                 "image_root": None if root is None else str(root),
             }

@@ -3,8 +3,9 @@
     s3://bucket/a.tar  gs://...  https://...  memory://...    whatever fsspec has a driver for
     pipe:<command>                                            what a shell command prints
 
-Drivers for s3 and gs are packages of their own (`pip install s3fs gcsfs`). Credentials, endpoints
-and headers come from where fsspec finds them: the environment, or `~/.config/fsspec/*.json`.
+Drivers for s3 and gs are packages of their own: s3fs, which the extra `s3` installs, and gcsfs.
+Credentials, endpoints and headers come from where fsspec finds them: the environment, or
+`~/.config/fsspec/*.json`.
 
 `pipe:` runs the command in a shell with the rights of this process, as webdataset does. It is
 taken from what the user gave as an input and from nowhere else: never from the data.
@@ -17,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 PIPE = "pipe:"
 _LOCAL = ("file", "local")
+_USER = re.compile(r"(?<=://)[^/]*@")
 _URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/])")
 
 
@@ -47,10 +49,9 @@ def is_http(url: str) -> bool:
 
 def shown(url: str) -> str:
     """`url` for messages: without a password, and without a query, which may hold a signature."""
-    if not is_http(url):
-        return url
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    if is_http(url):
+        url = urlsplit(url)._replace(query="", fragment="").geturl()
+    return url if is_pipe(url) else _USER.sub("", url)
 
 
 def join(url: str, relative: str) -> str:

@@ -106,6 +106,17 @@ def test_a_remote_input_comes_once_however_often_it_is_read(tmp_path, monkeypatc
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_the_header_holds_no_signature_of_an_address(encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("REVISION_CACHE_DIR", str(tmp_path / "cache"))
+    with serving({"a.jsonl": b'{"id": "a", "caption": "a red cat"}'}) as server:
+        given = f"{server.url}/a.jsonl?X-Signature=secret"
+        options = OPTIONS | {"modality": "text"}
+        embed_records(encoder, input=given, output_dir=tmp_path / "out", **options)
+    written = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert b"a red cat" in written
+    assert b"secret" not in written
+
+
 def test_what_is_cut_is_embedded_and_stored_cut(encoder, pairs, tmp_path):
     sets = embed(encoder, pairs, tmp_path / "out", controls=Controls(max_caption_words=2))
     rows, records = rows_and_records(sets["text"])
