@@ -1,5 +1,6 @@
 """Samples whose pictures are decoded on the fly; the frozen encoder of the model embeds them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ class ImageSource(SampleSource):
 
     def record(self, number: int) -> Record:
         return self.index[number]
+
+    def records(self) -> Iterator[Record]:
+        return iter(self.index)
 
     def num_images(self, numbers: Numbers) -> Numbers:
         if self.tokens is not None:

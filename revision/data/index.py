@@ -56,6 +56,11 @@ class RecordIndex:
             line = file.read(int(self._offsets[number + 1] - self._offsets[number]))
         return Record.from_json(json.loads(line))
 
+    def __iter__(self) -> Iterator[Record]:
+        with (self.directory / "records.jsonl").open("rb") as file:
+            for line in file:
+                yield Record.from_json(json.loads(line))
+
     def __getstate__(self) -> Path:
         return self.directory
 

@@ -34,7 +34,7 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def record(self, number: int) -> Record: ...
+    def records(self) -> Iterator[Record]: ...
 
     def data_identity(self) -> dict[str, Any]: ...
 
@@ -60,10 +60,6 @@ def select_records(source: Records, controls: Controls, root: Path) -> Selection
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory, wait=True):
             if not (directory / SELECTION_NAME).exists():
-                select(_records(source), filters).write(directory)
+                records = track(source.records(), "judge captions", total=len(source))
+                select(records, filters).write(directory)
     return Selection.read(directory)
-
-
-def _records(source: Records) -> Iterator[Record]:
-    for number in track(range(len(source)), "apply the caption controls"):
-        yield source.record(number)

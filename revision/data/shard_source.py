@@ -10,6 +10,7 @@ Letters: n pictures, R rows of one picture (1 for pooled features), D feature wi
 
 import json
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,16 +91,21 @@ class ShardSource(SampleSource):
         block, index = self._locate(number)
         return Record.from_json(json.loads(self._block(block)[0][index]))
 
+    def records(self) -> Iterator[Record]:
+        for block in range(len(self.block_sizes)):
+            yield from self.reader.records(block)
+
     def num_images(self, numbers: Numbers) -> Numbers:
         if self.tokens is not None:
             return self.tokens.num_images(numbers)
-        return self._picture_starts(numbers + 1) - self._picture_starts(numbers)
+        return np.diff(self._picture_bounds(numbers))[:, 0]
 
     def pictures(self, owners: Numbers, places: Numbers, epoch: int = 0) -> dict[str, Tensor]:
         stored = self._stored(owners, places)
         if self.rows_per_image > 1:
-            patches = torch.from_numpy(stored).float()
-            return {"visual": patches.view(len(owners), self.rows_per_image, self.dim)}
+            shape = len(owners), self.rows_per_image, self.dim
+            return {"visual": self._finite(torch.from_numpy(stored).float().view(shape), owners)}
+        # first of all a check, also of rows that an alignment or their own norm will replace
         rows = unit_rows(stored, lambda row: self._address(int(owners[row]), int(places[row])))
         if self.alignment is not None:
             rows = self._aligned(self.alignment, torch.from_numpy(stored), owners, epoch)
@@ -123,6 +129,18 @@ class ShardSource(SampleSource):
         pictures = self._picture_starts(owners) + places
         return self.rows.gather(pictures * self.rows_per_image, self.rows_per_image)
 
+    def _finite(self, patches: Tensor, owners: Numbers) -> Tensor:
+        """Patches as they are. Raises ValueError for one that is not finite."""
+        bad = (~patches.isfinite().all(dim=2)).nonzero()
+        if len(bad):
+            picture, patch = bad[0].tolist()
+            raise ValueError(
+                f"{self.reader.directory}: patch {patch} of a picture of record "
+                f"{self.record(int(owners[picture])).id!r} is not finite; write the feature set "
+                "again"
+            )
+        return patches
+
     def _address(self, owner: int, place: int) -> str:
         row = int(self._picture_starts(np.array([owner]))[0]) + place  # one row per picture
         return f"{self.rows.shard_path(row)}: row {place} of record {self.record(owner).id!r}"
@@ -141,16 +159,20 @@ class ShardSource(SampleSource):
         return [self.record(number).id for number in numbers.tolist()]
 
     def _picture_starts(self, numbers: Numbers) -> Numbers:
-        """How many pictures stand before each of these records (or before the end of all)."""
+        """How many pictures stand before each of these records."""
         if self.tokens is not None:
             return self.tokens.picture_starts(numbers)
+        return self._picture_bounds(numbers)[:, 0]
+
+    def _picture_bounds(self, numbers: Numbers) -> Int64[np.ndarray, "n 2"]:
+        """The first picture of each of these records, and the one behind its last."""
         places = map(self._locate, numbers.tolist())
-        return np.array([self._block(block)[1][index] for block, index in places], np.int64)
+        bounds = [self._block(block)[1][index : index + 2] for block, index in places]
+        return np.array(bounds, np.int64).reshape(-1, 2)
 
     def _locate(self, number: int) -> tuple[int, int]:
-        """The block of a record and its place there; the end of all is behind the last record."""
+        """The block of a record and its place there."""
         block = int(np.searchsorted(self._starts, number, side="right")) - 1
-        block = min(block, len(self.block_sizes) - 1)
         return block, number - int(self._starts[block])
 
     def _block(self, block: int) -> tuple[list[bytes], np.ndarray]:

@@ -51,10 +51,9 @@ class Part:
         return cls(key=key, **entry)
 
     @property
-    def named(self) -> str:
-        """The key that names it, and where it lies."""
-        name = "shards" if self.shards is not None else "input"
-        return f"{self.key}{name}={getattr(self, name)}"
+    def name(self) -> str:
+        """The key of the config that names it."""
+        return self.key + ("input" if self.shards is None else "shards")
 
     @property
     def is_text(self) -> bool:

@@ -12,7 +12,7 @@ Letters: n records or pictures.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,10 @@ class SampleSource(ABC):
 
     @abstractmethod
     def record(self, number: int) -> Record: ...
+
+    @abstractmethod
+    def records(self) -> Iterator[Record]:
+        """All records in their order, each block of them read once."""
 
     @abstractmethod
     def num_images(self, numbers: Numbers) -> Numbers:

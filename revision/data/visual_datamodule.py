@@ -120,7 +120,7 @@ class VisualDataModule(PlannedDataModule):
         found = [select_records(each, self.captions, self.maker.index_root) for each in sources]
         for part, selection in zip(self.parts, found, strict=True):
             if selection is not None:
-                tell(f"{part.named}: {selection.summary()}")
+                tell(f"{part.name}: {selection.summary()}")
         return found
 
     def make_order(self) -> Order:

@@ -171,7 +171,7 @@ def _with_facts(
         "projector": model.projector.options(),
     }
     parts = zip(data.parts, data.selections, strict=True)
-    taken = {part.named: selection.about for part, selection in parts if selection is not None}
+    taken = {part.name: selection.about for part, selection in parts if selection is not None}
     selection = {"selection": taken} if taken else {}
     return provenance | {"config": config, "model": facts} | selection
 

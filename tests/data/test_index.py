@@ -35,6 +35,7 @@ def test_records_come_back_by_number(tmp_path):
     assert len(index) == 3
     for number in (2, 0, 1):
         assert index[number].conversations[0].text == texts[number]
+    assert list(index) == [index[number] for number in range(3)]
     again = pickle.loads(pickle.dumps(index))
     assert again[1] == index[1]
 
