@@ -521,7 +521,7 @@ def test_a_sweep_over_lengths_takes_a_third_each(parts, tmp_path):
         run = tmp_path / "one" / f"data.caption_length={length}"
         made = json.loads((run / "model" / "provenance.json").read_text())
         ((key, selection),) = made["selection"].items()
-        assert key == f"data.shards={parts / 'texts'}"
+        assert key == "data.shards"
         assert f"{key}: {selection['num_kept']} of 24 records kept" in done.stdout
         kept.append(selection["num_kept"])
     assert sum(kept) == 24 and max(kept) < 24
