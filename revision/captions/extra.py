@@ -11,5 +11,5 @@ def load_extra(module: str, option: str) -> ModuleType:
     except ImportError:
         package = module.partition(".")[0]
         raise ValueError(
-            f"data.{option} needs the package {package}: pip install 'revision[captions]'"
+            f'data.{option} needs the package {package}: pip install -e ".[captions]"'
         ) from None

@@ -177,7 +177,7 @@ def cleaner(kind: str) -> Callable[[str], str]:
     except ImportError as error:
         raise ValueError(
             "OpenCLIP texts are cleaned with ftfy, which is not installed, and curly quotes and "
-            "broken characters would get other tokens: `pip install 'revision[openclip]'`"
+            'broken characters would get other tokens: `pip install -e ".[openclip]"`'
         ) from error
     endings = {"lower": _lower, "whitespace": _collapsed, "canonicalize": _canonical}
     if kind not in endings:

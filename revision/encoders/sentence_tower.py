@@ -75,7 +75,7 @@ def load_sentence_tower(directory: Path, *, dtype: str = "float32") -> SentenceT
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
         raise ValueError(
             f"the text tower of a pair needs sentence-transformers: {error}. "
-            "`pip install 'revision[pair]'`"
+            '`pip install -e ".[pair]"`'
         ) from error
     model = SentenceTransformer(
         str(directory),

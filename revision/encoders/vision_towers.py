@@ -270,6 +270,6 @@ def _import_timm() -> Any:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
         raise ValueError(
             f"a timm tower needs timm and a torchvision that fits torch: {error}. "
-            "`pip install 'revision[timm]'`, or use a tower of transformers"
+            '`pip install -e ".[timm]"`, or use a tower of transformers'
         ) from error
     return timm

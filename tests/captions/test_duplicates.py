@@ -67,5 +67,5 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     import sys
 
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(ValueError, match=r"dedup=near needs .* pip install 'revision\[captions\]'"):
+    with pytest.raises(ValueError, match=r"dedup=near needs .* pip install -e \"\.\[captions\]\""):
         NearDuplicates(0.8, 5)
