@@ -86,6 +86,12 @@ def test_pictures_that_cannot_be_opened_are_named(chats):
     assert pictures["broken"][0]["problem"].startswith("1.png: unreadable image")
 
 
+def test_words_are_those_of_the_caption_controls(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"id": "a", "caption": "红色汽车，停着。"}) + "\n")
+    assert set(inspect_records(path)["text_words"].values()) == {6}
+
+
 def test_lengths_are_exact_quantiles():
     lengths = np.random.default_rng(0).integers(0, 50, 301)
     found = quantiles(Counter(lengths.tolist()))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from revision.captions import count_words
 from revision.progress import track
 from revision.records.formats import chosen_format
 from revision.records.header import image_header
@@ -142,7 +143,7 @@ class _Survey:
             return
         self.counts["texts"] += 1
         self.counts["texts_with_marks"] += IMAGE_MARK in record.text
-        self.words[len(record.text.split())] += 1
+        self.words[count_words(record.text)] += 1
         self.characters[len(record.text)] += 1
 
     def _add_conversation(self, record: Record) -> None:

@@ -1,8 +1,8 @@
 """Read records: stream any input format, refuse bad entries one by one, lose none of them.
 
-An id that comes again is refused where ids pair things or name rows. In conversations it does not:
-there it names the picture, and about 250,000 entries of LLaVA's 665k mix ask more about one that
-was asked about before (the threads of PhoenixZ810/MG-LLaVA). Those entries are kept, the n-th as
+An id that comes again is refused where ids pair things or name rows. In conversations it does
+neither: there it may name the picture, and several entries ask about one (users of
+PhoenixZ810/MG-LLaVA count such ids in its fine-tuning file). Those entries are kept, the n-th as
 `<id>#<n>`, with the id of the file as the metadata `original_id`. Every entry with an id is
 counted, refused or not, so that the n-th means the same for images and for texts.
 """
