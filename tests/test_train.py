@@ -492,7 +492,7 @@ def test_a_user_error_ends_with_one_line_and_status_1(parts, tmp_path):
     done = command(*pretrain(parts, tmp_path, "start_from=absent"))
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: start_from=absent does not exist; correct the path"
+        "error: start_from=absent does not exist (absent: no such input file); correct the path"
     )
 
 
