@@ -23,7 +23,8 @@ class NonFiniteGuard(L.Callback):
 
     A skipped step changes no weight and no state of the optimiser; `num_skipped` counts them, from
     the start of this process. Under DeepSpeed, which keeps its gradients, the loss is checked and a
-    step cannot be skipped.
+    step cannot be skipped. In float16 the loss is checked too: there a gradient that overflows is
+    ordinary, the loss scaler leaves the step out and lowers its scale.
 
     Raises:
         ValueError: for "stop", naming the samples of the micro-batches whose loss is not finite;
@@ -54,30 +55,36 @@ class NonFiniteGuard(L.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         deepspeed = trainer.strategy.handles_gradient_accumulation
-        is_finite = _loss_is_finite(pl_module) if deepspeed else _is_finite(pl_module.model)
-        if is_finite:
+        by_loss = deepspeed or getattr(trainer.precision_plugin, "scaler", None) is not None
+        if _loss_is_finite(pl_module) if by_loss else _is_finite(pl_module.model):
             return
+        blamed = self._blamed()
+        report = _report(trainer.global_step, blamed)
         if self.reaction == "stop" or deepspeed:
-            raise ValueError(self._report(trainer.global_step))
+            raise ValueError(report)
         for parameter in pl_module.model.parameters():
             parameter.grad = None
         self.num_skipped += 1
-        if trainer.is_global_zero:
-            print(f"Skipped ({self.num_skipped} so far): {self._report(trainer.global_step)}")
+        if trainer.is_global_zero or blamed:
+            print(f"Skipped ({self.num_skipped} so far): {report}")
 
-    def _report(self, step: int) -> str:
+    def _blamed(self) -> list[str]:
+        """The samples of this process's micro-batches whose loss is not finite."""
         found = [(ids, float(loss)) for ids, loss in self._window]
-        blamed = [name for ids, loss in found if not math.isfinite(loss) for name in ids]
-        if blamed:
-            more = f" and {len(blamed) - _NUM_NAMED} more" if len(blamed) > _NUM_NAMED else ""
-            cause = f"the loss of samples {', '.join(blamed[:_NUM_NAMED])}{more} is not finite"
-        else:
-            cause = "the losses of this process are finite"
-        return (
-            f"step {step + 1}: the gradient is not finite; {cause}. The weights are those of step "
-            f"{step}. Look at the samples, lower the learning rate, set "
-            "stage.optimizer.max_grad_norm, or leave such steps out with on_nonfinite=skip"
-        )
+        return [name for ids, loss in found if not math.isfinite(loss) for name in ids]
+
+
+def _report(step: int, blamed: Sequence[str]) -> str:
+    if blamed:
+        more = f" and {len(blamed) - _NUM_NAMED} more" if len(blamed) > _NUM_NAMED else ""
+        cause = f"the loss of samples {', '.join(blamed[:_NUM_NAMED])}{more} is not finite"
+    else:
+        cause = "the losses of this process are finite"
+    return (
+        f"step {step + 1}: the gradient is not finite; {cause}. The weights are those of step "
+        f"{step}. Look at the samples, lower the learning rate, set "
+        "stage.optimizer.max_grad_norm, or leave such steps out with on_nonfinite=skip"
+    )
 
 
 def _is_finite(model: nn.Module) -> bool:

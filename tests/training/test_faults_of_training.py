@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,57 @@ import train
 from revision.config import compose
 from revision.models.llava import LlavaModel
 from revision.training.checkpoint import latest_checkpoint
+from revision.training.module import TrainingModule
 from revision.training.nonfinite import NonFiniteGuard
+from revision.training.optim import OptimizerSettings
 from revision.training.stopping import STATUS, StopRequest
 from tests.test_train import ROOT, command, difference, parts, pretrain, weights
 
 __all__ = ["parts"]  # a fixture
+
+
+def overflown(*, ids, loss, scaler=None, is_first=True):
+    """A guard's arguments behind a backward pass that left infinite gradients."""
+    model = torch.nn.Linear(2, 2)
+    settings = OptimizerSettings(learning_rate=1e-3)
+    module = TrainingModule(model, trainable=["weight"], optimizer=settings, total_steps=9)
+    model.weight.grad = torch.full_like(model.weight, float("inf"))
+    module.batch_loss = module.window_loss = torch.tensor(loss)
+    strategy = SimpleNamespace(
+        handles_gradient_accumulation=False, reduce=lambda own, reduce_op: own
+    )
+    trainer = SimpleNamespace(
+        strategy=strategy,
+        precision_plugin=SimpleNamespace(scaler=scaler),
+        accumulate_grad_batches=1,
+        global_step=4,
+        is_global_zero=is_first,
+    )
+    module._trainer = trainer
+    return trainer, module, SimpleNamespace(ids=ids)
+
+
+def guarded(guard, trainer, module, batch):
+    guard.on_train_batch_start(trainer, module, batch, 0)
+    guard.on_after_backward(trainer, module)
+    guard.on_before_optimizer_step(trainer, module, None)
+
+
+def test_a_gradient_that_overflows_in_float16_is_left_to_the_scaler():
+    guarded(NonFiniteGuard(), *overflown(ids=["a"], loss=1.0, scaler=object()))
+    with pytest.raises(ValueError, match="step 5: the gradient is not finite; the losses of this"):
+        guarded(NonFiniteGuard(), *overflown(ids=["a"], loss=1.0))
+    with pytest.raises(ValueError, match="the loss of samples a is not finite"):
+        guarded(NonFiniteGuard(), *overflown(ids=["a"], loss=float("nan"), scaler=object()))
+
+
+def test_the_process_with_the_samples_names_them(capsys):
+    guarded(NonFiniteGuard("skip"), *overflown(ids=["a"], loss=1.0, is_first=False))
+    assert capsys.readouterr().out == ""
+    arguments = overflown(ids=["a"], loss=float("nan"), is_first=False)
+    guarded(NonFiniteGuard("skip"), *arguments)
+    assert "the loss of samples a is not finite" in capsys.readouterr().out
+    assert arguments[1].model.weight.grad is None
 
 
 def spoil(monkeypatch, sample):
