@@ -9,7 +9,8 @@ order is a function of the step alone, so a run that is killed and started again
 the undisturbed run computes. The step before the last is always saved: a run that is killed
 while it writes its model directory repeats one step.
 
-A run that is asked to stop (SIGTERM) saves at the next step and ends with status 143.
+A run of which any process is asked to stop (SIGTERM) saves at the next step and ends with status
+143.
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from revision.data.datamodule import PlannedDataModule
@@ -86,12 +88,16 @@ class ResumeCheckpoint(Checkpoint):
             raise SystemExit(STATUS)
 
     def _requests(self, trainer: L.Trainer) -> tuple[bool, bool]:
-        """Whether a checkpoint is due by time, and whether the run was asked to stop."""
+        """Whether a checkpoint is due by time, and whether to stop, for any of the processes."""
         late = time.monotonic() - self.saved_at >= 60 * self.every_minutes
         requests = late, self.stop.is_made
         if trainer.world_size == 1:
             return requests
-        return trainer.strategy.broadcast(requests)  # one process decides for all
+        made = torch.tensor(requests, dtype=torch.float32, device=trainer.strategy.root_device)
+        votes = trainer.strategy.reduce(made, reduce_op="sum")
+        assert isinstance(votes, torch.Tensor)
+        late, must_stop = votes.tolist()  # what one process was asked, all do together
+        return late > 0, must_stop > 0
 
 
 def save_checkpoint(trainer: L.Trainer, directory: Path) -> Path:

@@ -16,7 +16,7 @@ STATUS = 128 + signal.SIGTERM
 
 
 class StopRequest:
-    """Whether this process was asked to stop between `listen` and `forget`; then it calls `tell`."""
+    """Whether this process was asked to stop after `listen`; it then calls `tell`."""
 
     def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
         self.is_made, self.tell = False, tell

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
+import torch
 
 from revision.training.checkpoint import (
+    ResumeCheckpoint,
     check_continues,
     checkpoint_step,
     latest_checkpoint,
@@ -65,3 +67,25 @@ def test_another_world_is_refused(tmp_path, key, other, message):
     about.write_text(json.dumps(json.loads(about.read_text()) | {key: other}))
     with pytest.raises(ValueError, match=message):
         check_continues(checkpoint, trainer)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_one_process_is_asked_all_do(tmp_path, asked, capsys):
+    """Two processes, of which only the other one got the signal, or neither."""
+    trainer = FakeTrainer(3, lambda path: path.write_text("x"))
+    trainer.world_size, trainer.strategy = (
+        2,
+        SimpleNamespace(
+            barrier=lambda: None,
+            root_device=torch.device("cpu"),
+            reduce=lambda own, reduce_op: own + torch.tensor([0.0, float(asked)]),
+        ),
+    )
+    checkpoints = ResumeCheckpoint(tmp_path, total_steps=9)
+    if asked:
+        with pytest.raises(SystemExit, match="143"):
+            checkpoints._save_if_due(trainer)
+    else:
+        checkpoints._save_if_due(trainer)
+    assert (latest_checkpoint(tmp_path) is not None) == asked
+    assert ("Stopped on request after step 3" in capsys.readouterr().out) == asked
