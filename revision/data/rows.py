@@ -2,7 +2,7 @@
 
 Pages of a mapped file stay in the resident memory of the process, and a mapped file that becomes
 shorter kills it; a read that finds too little says so. Mapping takes a third less CPU time per
-batch. What is kept is one open file per block, for the newest blocks.
+batch. What is kept is one open file for each of the blocks that were opened last.
 
 Letters: n runs of `length` consecutive rows that are asked for, D feature width.
 """
@@ -73,7 +73,7 @@ class StoredRows:
         mapped = self.reader.features(block)
         assert isinstance(mapped, np.memmap) and mapped.filename is not None, "it has rows"
         if len(self._open) >= _OPEN_BLOCKS:
-            self._open.popitem(last=False)
+            self._open.popitem(last=False)[1][0].close()
         file = open(mapped.filename, "rb", buffering=0)  # noqa: SIM115 (closed when let go)
         self._open[block] = file, mapped.offset
         return self._open[block]

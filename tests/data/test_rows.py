@@ -46,6 +46,9 @@ def test_few_files_are_open_and_none_travels(directory, monkeypatch):
     everything = np.random.default_rng(0).permutation(COUNT)
     found = rows.gather(everything)
     assert len(rows._open) == 2
+    one, two = (file for file, _ in rows._open.values())
+    rows.gather(everything)
+    assert one.closed and two.closed
     assert np.array_equal(pickle.loads(pickle.dumps(rows)).gather(everything), found)
 
 
