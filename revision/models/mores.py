@@ -25,7 +25,7 @@ Letters: D width of the language model, r rank, K tokens of one picture, B x T p
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -94,7 +94,7 @@ class Steering(nn.Module):
 
 @dataclass(frozen=True)
 class MoresSettings:
-    """What a set of steering modules is made of; stands in the config of a model directory.
+    """What a set of steering modules is made of.
 
     `layers` is a group (thirds of the depth) or a list of layer numbers; with `share` all layers
     have one module.
@@ -123,17 +123,6 @@ class MoresSettings:
                 f"from 0 to {num_layers - 1}, or one of {', '.join(LAYER_GROUPS)}"
             )
         return chosen
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "layers": self.layers if isinstance(self.layers, str) else list(self.layers)
-        }
-
-    @staticmethod
-    def from_json(fields: dict[str, Any]) -> "MoresSettings":
-        layers = fields["layers"]
-        read = {"layers": layers if isinstance(layers, str) else tuple(layers)}
-        return MoresSettings(**fields | read | {"positions": Positions(**fields["positions"])})
 
 
 def _layer_group(name: str, num_layers: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ Defaults are those of the factory of arXiv:2412.12359 where it has the method.
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def _adapter_tensors(language_model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if _is_adapter(name)}
 
 
-def _lora(
+def _low_rank(
+    use_dora: bool,
     language_model: nn.Module,
     *,
     rank: int = 128,
@@ -172,18 +174,14 @@ def _lora(
     dropout: float = 0.05,
     targets: str | Sequence[str] = "all-linear",
 ) -> Tuning:
-    return _peft(language_model, _lora_config(rank, alpha, dropout, targets, use_dora=False))
-
-
-def _dora(
-    language_model: nn.Module,
-    *,
-    rank: int = 128,
-    alpha: int = 256,
-    dropout: float = 0.05,
-    targets: str | Sequence[str] = "all-linear",
-) -> Tuning:
-    return _peft(language_model, _lora_config(rank, alpha, dropout, targets, use_dora=True))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_dora=use_dora,
+    )
+    return _peft(language_model, config)
 
 
 def _ia3(
@@ -247,18 +245,6 @@ def _mores(
     return Tuning(Mores(language_model, settings))
 
 
-def _lora_config(
-    rank: int, alpha: int, dropout: float, targets: str | Sequence[str], *, use_dora: bool
-) -> LoraConfig:
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        use_dora=use_dora,
-    )
-
-
 def _peft(language_model: nn.Module, config: PeftConfig) -> Tuning:
     try:
         peft_model = get_peft_model(language_model, config)
@@ -273,8 +259,8 @@ def _has_module(language_model: nn.Module, name: str) -> bool:
 
 
 METHODS: dict[str, Callable[..., Tuning]] = {
-    "lora": _lora,
-    "dora": _dora,
+    "lora": partial(_low_rank, False),
+    "dora": partial(_low_rank, True),
     "ia3": _ia3,
     "oft": _oft,
     "adapter": _adapter,

@@ -256,12 +256,6 @@ def test_unknown_layers_are_refused(layers):
         MoresSettings(layers=layers).chosen(6)
 
 
-def test_settings_survive_json():
-    positions = Positions("fraction", fraction=0.01, placement="random", seed=3)
-    settings = MoresSettings(rank=4, layers=(0, 2), positions=positions, share=True)
-    assert MoresSettings.from_json(settings.to_json()) == settings
-
-
 @pytest.mark.parametrize(
     ("positions", "expected"),
     [
