@@ -77,6 +77,8 @@ def embed_records(
             have been mixed with these).
     """
     sides = _sides(modality)
+    if "text" in sides:
+        encoder.tokenize(["a"])  # one without texts says so now, not when the pictures are done
     _announce(input, format)
     root = None if image_root is None else Path(image_root)
     selector = Selector(controls or Controls())

@@ -17,8 +17,6 @@ Letters: n pictures or captions, T tokens, D width of the rows.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +44,13 @@ from revision.encoders.bidirectional import (
     token_states,
 )
 from revision.encoders.hub import name_and_version
-from revision.encoders.llm2clip_checkpoint import Joint, check_names, read_joint, write_joint
+from revision.encoders.llm2clip_checkpoint import Joint, read_joint, write_joint
+from revision.encoders.llm2clip_parts import (
+    check_picture_size,
+    named_part,
+    read_llm,
+    read_llm_config,
+)
 from revision.encoders.llm2clip_prompt import Prompt
 from revision.encoders.patches import Pooling, with_pooling
 from revision.encoders.pixels import pixel_path
@@ -121,6 +125,7 @@ class LLM2CLIPEncoder(DualEncoder):
         return self.tokenize(texts).inputs
 
     def tokenize(self, texts: list[str]) -> Tokens:
+        self._text_llm()
         return self.prompt.tokenize(texts)
 
     @torch.no_grad()
@@ -140,15 +145,19 @@ class LLM2CLIPEncoder(DualEncoder):
     @torch.no_grad()
     def pooled_states(self, inputs: dict[str, Tensor]) -> Float[Tensor, "n H"]:
         """The mean states before the adapter, un-normalised: what LLM2CLIP stores in its tars."""
+        llm = self._text_llm()
+        if not self._is_tested:
+            self._test(llm)
+        states = token_states(llm, inputs["input_ids"], inputs["attention_mask"])
+        return document_mean(states, inputs["document_mask"].bool())
+
+    def _text_llm(self) -> LlamaModel:
         if self.llm is None:
             raise ValueError(
                 "this LLM2CLIP was loaded for pictures alone, without its text LLM; load it with "
-                "with_text=true to embed captions"
+                "encoder.with_text=true to embed captions, or embed with modality=image"
             )
-        if not self._is_tested:
-            self._test(self.llm)
-        states = token_states(self.llm, inputs["input_ids"], inputs["attention_mask"])
-        return document_mean(states, inputs["document_mask"].bool())
+        return self.llm
 
     def save(self, directory: Path) -> None:
         write_joint(self.vision, self.adapter, directory / "joint")
@@ -194,19 +203,19 @@ def load_llm2clip(
         ValueError: a part is missing, does not belong to the others, or attends causally.
     """
     chosen = torch_dtype(dtype)
-    with _named("image_processor", image_processor):
+    with named_part("image_processor", image_processor):
         processor = AutoImageProcessor.from_pretrained(
             image_processor, revision=image_processor_revision, backend="pil"
         )
-    with _named("path", path):
+    with named_part("path", path):
         joint = read_joint(str(path), revision=revision, dtype=chosen)
-    _check_picture_size(processor, joint.vision.config.image_size)
-    with _named("text_path", text_path):
-        config = _llm_config(str(text_path), text_revision)
+    check_picture_size(processor, joint.vision.config.image_size)
+    with named_part("text_path", text_path):
+        config = read_llm_config(str(text_path), text_revision)
         tokenizer = AutoTokenizer.from_pretrained(text_path, revision=text_revision)
         llm = None
         if with_text and pooling == POOLED:
-            llm = _llm(str(text_path), text_revision, config, attention, chosen)
+            llm = read_llm(str(text_path), text_revision, config, attention, chosen)
     prompt = Prompt.make(tokenizer, template=template, max_length=max_length)
     name, version = name_and_version(path, joint.commit or revision)
     text_commit = getattr(config, "_commit_hash", None)
@@ -243,63 +252,9 @@ def load_saved_llm2clip(
     return encoder
 
 
-def _llm_config(path: str, revision: str) -> LlamaConfig:
-    content, _ = LlamaConfig.get_config_dict(path, revision=revision)
-    if not content:
-        raise OSError(f"{path} has no config.json")
-    if content.get("model_type") != "llama":
-        raise ValueError(
-            f"text_path={path} holds a model of type {content.get('model_type')!r}, not llama; "
-            "give the text LLM, microsoft/LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned or its like"
-        )
-    return LlamaConfig.from_pretrained(path, revision=revision)
-
-
-def _llm(
-    path: str, revision: str, config: LlamaConfig, attention: str, dtype: torch.dtype
-) -> LlamaModel:
-    """Llama's own class: code that comes with the model is neither run nor asked for."""
-    kind: Any = LlamaModel  # with output_loading_info it returns a pair
-    llm, found = kind.from_pretrained(
-        path,
-        revision=revision,
-        config=config,
-        dtype=dtype,
-        attn_implementation=attention,
-        output_loading_info=True,
-    )
-    # The head of a causal model's file has no place here.
-    unknown = set(found["unexpected_keys"]) - {"lm_head.weight"}
-    check_names(f"the text LLM {path}", "", found["missing_keys"], unknown)
-    return llm
-
-
 def _check_width(width: int, expected: int) -> None:
     if width != expected:
         raise ValueError(
             f"the states of the text LLM have width {width}, the adapter of the joint model reads "
             f"{expected}; give the text LLM with which the joint model was trained"
         )
-
-
-def _check_picture_size(processor: Any, expected: Any) -> None:
-    probe = processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"]
-    if tuple(probe.shape[-2:]) != (expected, expected):
-        raise ValueError(
-            f"the image processor makes pictures of {tuple(probe.shape[-2:])} pixels, the vision "
-            f"tower sees {expected}; give the processor of the CLIP model that LLM2CLIP started "
-            "from, openai/clip-vit-large-patch14-336 for the model of that name"
-        )
-
-
-@contextmanager
-def _named(option: str, path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"LLM2CLIP: {option}={str(path)!r} is neither a directory with the files that are "
-            f"needed nor a model that the hub gave: {reason}. Download it on a machine with "
-            f"network access and give its directory as encoder.{option}"
-        ) from error

@@ -125,7 +125,9 @@ def test_for_pictures_alone_the_text_llm_is_not_needed(tmp_path):
     assert light.identity() == whole.identity()
     assert torch.equal(light.encode_images(pixels_of(light)), whole.encode_images(pixels_of(whole)))
     with pytest.raises(ValueError, match=r"loaded for pictures alone.*with_text=true"):
-        light.encode_texts(light.text_inputs(CAPTIONS))
+        light.encode_texts(whole.text_inputs(CAPTIONS))
+    with pytest.raises(ValueError, match=r"loaded for pictures alone.*modality=image"):
+        light.text_inputs(CAPTIONS)
     light.save(tmp_path / "saved")
     assert load_encoder(tmp_path / "saved").identity() == whole.identity()
 

@@ -123,6 +123,13 @@ def test_a_set_of_patches(tower, input, tmp_path):
     np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5)
 
 
+def test_texts_are_refused_before_the_pictures_are_done(tower, input, tmp_path):
+    encoder = load_encoder(tower[0], pooling="patches")
+    with pytest.raises(ValueError, match=r"no text rows.*modality=image"):
+        embed(encoder, input, tmp_path / "out", modality="both")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_batch_of_patches_fills_several_blocks(tower, input, tmp_path, monkeypatch):
     monkeypatch.setattr("revision.encoders.open_shard.GRID_ROWS", ROWS)
     encoder = load_encoder(tower[0], pooling="patches")
