@@ -38,25 +38,17 @@ class BatchSource(Protocol):
 
 
 class WindowDataset(Dataset[list[CountedBatch]]):
-    """Item s is the list of micro-batches of this process in step s.
-
-    Raises ValueError for a window with records but without a single target: the step would
-    silently do nothing.
-    """
+    """Item s is the list of micro-batches of this process in step s."""
 
     def __init__(self, source: BatchSource, plan: StepPlan) -> None:
         self.source, self.plan = source, plan
 
     def __getitem__(self, step: int) -> list[CountedBatch]:
-        window = self.plan.window(step)
         epoch = self.plan.place(step).epoch
-        batches: list[CountedBatch] = [self.source.batch(numbers, epoch) for numbers in window]
+        batches: list[CountedBatch] = [
+            self.source.batch(numbers, epoch) for numbers in self.plan.window(step)
+        ]
         num_targets = sum(batch.num_targets for batch in batches)
-        if num_targets == 0 and any(window):
-            raise ValueError(
-                f"step {step}: none of its {sum(map(len, window))} records has a target token; "
-                "check the template, the length limit and the answers of the data"
-            )
         for batch in batches:
             batch.window_targets = num_targets
         return batches

@@ -99,7 +99,14 @@ class TrainingModule(L.LightningModule):
         return self.trainer.strategy.handles_gradient_accumulation
 
     def _start_window(self, batch: Any) -> None:
+        """Count the targets of the step. A process may have none; where no process has any, all
+        raise ValueError: the step would silently do nothing."""
         self.window_targets = self.sum_over_processes([batch.window_targets])[0]
+        if not batch.window_targets and not self.window_targets:  # seldom waits for the device
+            raise ValueError(
+                f"step {self.global_step + 1}: none of its records has a target token; check the "
+                "template, the length limit and the answers of the data"
+            )
         self.window_loss = torch.zeros((), dtype=torch.float64, device=self.window_targets.device)
 
     def configure_gradient_clipping(
