@@ -106,7 +106,8 @@ def save_checkpoint(trainer: L.Trainer, directory: Path) -> Path:
     final = directory / f"step-{step:08d}"
     temporary = directory / f".{final.name}.tmp"
     if trainer.is_global_zero:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in directory.glob(".step-*.tmp"):  # of a run that was killed while it wrote
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
     trainer.strategy.barrier()
     try:

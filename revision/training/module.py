@@ -166,4 +166,4 @@ class TrainingModule(L.LightningModule):
 
 
 def _step_seed(seed: int, batch_idx: int, rank: int) -> int:
-    return (seed * 1_000_003 + batch_idx) * 65_537 + rank
+    return ((seed * 1_000_003 + batch_idx) * 65_537 + rank) % 2**63  # what torch takes

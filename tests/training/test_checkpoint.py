@@ -44,8 +44,8 @@ def test_a_death_while_writing_leaves_the_older_one(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(FakeTrainer(2, dies), tmp_path)
     assert checkpoint_step(latest_checkpoint(tmp_path)) == 1
-    save_checkpoint(FakeTrainer(2, lambda path: path.write_text("x")), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    save_checkpoint(FakeTrainer(3, lambda path: path.write_text("x")), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from revision.training.module import TrainingModule
+from revision.training.module import TrainingModule, _step_seed
 from revision.training.optim import OptimizerSettings
 
 
@@ -31,3 +31,15 @@ def test_a_step_without_targets_is_refused():
     with pytest.raises(ValueError, match="step 4: none of its records has a target token"):
         module_among(0)._start_window(SimpleNamespace(window_targets=0))
     module_among(0)._start_window(SimpleNamespace(window_targets=1))
+
+
+def test_any_seed_is_one_for_torch():
+    seeds = {
+        _step_seed(seed, step, rank)
+        for seed in (0, 2**32 - 1)
+        for step in (0, 1)
+        for rank in (0, 1)
+    }
+    assert len(seeds) == 8
+    for seed in seeds:
+        torch.Generator().manual_seed(seed)
