@@ -204,7 +204,11 @@ def rejected_lines(directory: Path, header: Header) -> Iterator[bytes]:
 
 def quarantine_fits(directory: Path, header: Header) -> bool:
     path = directory / "quarantine.jsonl"
-    return path.is_file() and path.read_bytes() == b"".join(rejected_lines(directory, header))
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        lines = rejected_lines(directory, header)
+        return all(file.read(len(line)) == line for line in lines) and not file.read(1)
 
 
 def missing_ids(
