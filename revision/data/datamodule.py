@@ -108,8 +108,8 @@ class PlannedDataModule(L.LightningDataModule):
         return [batch for index in range(len(dataset)) for batch in dataset[index]]
 
     def prepare_data(self) -> None:
-        """Check and index the data once, before the other processes look at it."""
-        _ = self.sources
+        """Check, index and order the data once, before the other processes look at it."""
+        _ = self.order
 
     def train_dataloader(self) -> WindowLoader:
         trainer = self.trainer
