@@ -116,7 +116,7 @@ class Plan:
             raise ValueError(f"rows_per_shard must be at least 1, got {rows_per_shard}")
         if dtype not in DTYPES:
             raise ValueError(f"features are stored as one of {', '.join(DTYPES)}, got {dtype!r}")
-        fingerprint = {
+        fingerprint: dict[str, Any] = {
             "encoder": encoder,
             "input_sha256": source.digest(),
             "side": source.side,
@@ -126,19 +126,10 @@ class Plan:
         controls = selector.controls.active() if selector else {}
         if controls:
             fingerprint["selection"] = controls
-        path = directory / PLAN_NAME
-        if path.exists():
-            recorded = json.loads(path.read_bytes())
-            _check_same(recorded["fingerprint"], fingerprint, directory)
-            num_entries = recorded["num_entries"]
-            if controls:
-                source = replace(source, selection=Selection.read(directory))
-        elif selector and controls:
-            selection = selector(source)
-            source, num_entries = replace(source, selection=selection), selection.num_passing
+        if (directory / PLAN_NAME).exists():
+            source, num_entries = _taken_up(source, directory, fingerprint)
         else:
-            entries = track(source.entries(), f"count {source.side} records")
-            num_entries = sum(1 for _ in entries)
+            source, num_entries = _counted(source, selector if controls else None)
         if num_entries == 0:
             raise ValueError(f"{source.path}: no {source.side} entry to embed")
         return Plan(source, directory, rows_per_shard, num_entries, fingerprint)
@@ -180,6 +171,23 @@ class Plan:
             | ({} if selection is None else {"selection": selection.about}),
             num_shards=self.num_shards,
         )
+
+
+def _taken_up(source: Source, directory: Path, fingerprint: dict[str, Any]) -> tuple[Source, int]:
+    """The source and its number of entries, as the plan that is there has them."""
+    recorded = json.loads((directory / PLAN_NAME).read_bytes())
+    _check_same(recorded["fingerprint"], fingerprint, directory)
+    if "selection" in fingerprint:
+        source = replace(source, selection=Selection.read(directory))
+    return source, recorded["num_entries"]
+
+
+def _counted(source: Source, selector: Selector | None) -> tuple[Source, int]:
+    """The source with its selection, and how many entries that leaves."""
+    if selector is not None:
+        selection = selector(source)
+        return replace(source, selection=selection), selection.num_passing
+    return source, sum(1 for _ in track(source.entries(), f"count {source.side} records"))
 
 
 def _check_same(recorded: dict[str, Any], wanted: dict[str, Any], directory: Path) -> None:

@@ -7,7 +7,8 @@ and nothing is silent. `load_image` turns an image source into RGB pixels.
 
 from revision.records.formats import Format, described_input, detect_format
 from revision.records.image import load_image
-from revision.records.inputs import InputFile, Inputs, input_files, input_text
+from revision.records.input_file import InputFile
+from revision.records.inputs import Inputs, input_files, input_text
 from revision.records.read import SeenIds, Side, read_records
 from revision.records.record import (
     IMAGE_MARK,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from revision.records.entry import Entry
-from revision.records.inputs import InputFile
+from revision.records.input_file import InputFile
 from revision.remote import RemoteError, is_pipe
 
 _ID_COLUMNS = ("id", "key", "__key__")
@@ -89,8 +89,7 @@ def _image_column(file: InputFile, schema: Any) -> str:
     """
     if {"image", "images"} & set(schema.names):
         return ""
-    stored = (schema.metadata or {}).get(b"huggingface", b"{}")
-    features = json.loads(stored).get("info", {}).get("features", {})
+    features = _features(schema)
     columns = [
         column.name
         for column in schema
@@ -101,6 +100,14 @@ def _image_column(file: InputFile, schema: Any) -> str:
             f"{file}: pictures in the columns {', '.join(columns)}; rename the one to read 'image'"
         )
     return columns[0] if columns else ""
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What `datasets` says of the columns; here only what tells sounds from pictures."""
+    try:
+        return dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # nothing, or written by others
+        return {}
 
 
 def _holds_pictures(type: Any) -> bool:

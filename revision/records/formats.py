@@ -23,7 +23,8 @@ from typing import Literal, get_args
 from revision.records.arrow_files import arrow_entries, parquet_entries
 from revision.records.entry import Entry
 from revision.records.folder import folder_entries
-from revision.records.inputs import InputFile, Inputs, input_files, input_text, shown_input
+from revision.records.input_file import InputFile
+from revision.records.inputs import Inputs, input_files, input_text, shown_input
 from revision.records.json_files import conversation_entries, revision_entries
 from revision.records.table import table_entries
 from revision.records.tars import webdataset_entries

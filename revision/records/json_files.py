@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from revision.records.entry import MAX_ENTRY_CHARACTERS, Entry
-from revision.records.inputs import InputFile
+from revision.records.input_file import InputFile
 from revision.records.json_stream import JsonStream
 
 _BLANK = "\ufeff \t\r\n"

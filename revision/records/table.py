@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from revision.records.entry import MAX_ENTRY_CHARACTERS, Entry
-from revision.records.inputs import InputFile
+from revision.records.input_file import InputFile
 
 _TEXT_COLUMNS = ("text", "caption")
 _IMAGE_COLUMNS = ("image", "filepath", "image_path")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from revision.records.entry import IMAGE_SUFFIXES, Entry, merge_json
-from revision.records.inputs import GZIP, InputFile
+from revision.records.input_file import GZIP, InputFile
 
 
 def webdataset_entries(file: InputFile) -> Iterator[Entry]:

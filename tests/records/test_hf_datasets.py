@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from pyarrow import ipc
+from pyarrow import ipc, parquet
 
 from revision.records import Record, detect_format, input_files, load_image, read_records
 
@@ -118,3 +118,15 @@ def test_turns_that_lie_in_columns_are_put_together(tmp_path):
     (record,) = read_records(path, side="both")
     assert isinstance(record, Record)
     assert [turn.text for turn in record.conversations] == ["Hello?", "Yes."]
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"{", b'{"info": null}', b"[1]", b'{"info": {"features": 3}}']
+)
+def test_what_others_write_into_the_metadata_of_a_file_does_no_harm(tmp_path, metadata):
+    table = pyarrow.table({"text": ["a"], "photo": [{"bytes": b"x", "path": "y"}]})
+    parquet.write_table(
+        table.replace_schema_metadata({b"huggingface": metadata}), tmp_path / "x.parquet"
+    )
+    (record,) = read_records(tmp_path / "x.parquet", side="both")
+    assert record.images == (b"x",)

@@ -3,7 +3,7 @@
 import pytest
 
 from revision.records import Record, Rejection, detect_format, read_records
-from revision.records.inputs import InputFile
+from revision.records.input_file import InputFile
 from revision.records.table import table_delimiter
 
 
