@@ -92,6 +92,13 @@ def test_words_are_those_of_the_caption_controls(tmp_path):
     assert set(inspect_records(path)["text_words"].values()) == {6}
 
 
+def test_pictures_with_too_many_pixels_are_broken_as_for_embedding(chats, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    pictures = inspect_records(chats, image_root=chats.parent)["pictures"]
+    assert "DecompressionBomb: 6 x 4" in str(pictures["broken"])
+    assert not pictures["modes"]
+
+
 def test_lengths_are_exact_quantiles():
     lengths = np.random.default_rng(0).integers(0, 50, 301)
     found = quantiles(Counter(lengths.tolist()))

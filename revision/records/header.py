@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from revision.records.image import FORMATS
+from revision.records.image import FORMATS, check_pixels
 from revision.records.image_source import ImageRoot, read_source
 from revision.records.record import ImageSource
 from revision.remote import RemoteError
@@ -24,12 +24,13 @@ def image_header(source: ImageSource, *, image_root: ImageRoot = None) -> ImageH
     """The header of `source`, which is found where `load_image` finds it.
 
     Raises:
-        ValueError: missing, refused, or not an image, with the address.
+        ValueError: missing, refused, not an image or with too many pixels, with the address.
     """
     address = f"{len(source)} bytes" if isinstance(source, bytes) else source
     try:
         content = source if isinstance(source, bytes) else read_source(source, image_root)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            check_pixels(image)
             return ImageHeader(image.width, image.height, image.mode, str(image.format))
     except FileNotFoundError as error:
         raise ValueError(f"{address}: missing image, no file {error.filename}") from error

@@ -57,7 +57,7 @@ def load_image(
 def check_header(path: Path) -> None:
     """Raise what a decoder raises where the header alone shows that a file cannot be read."""
     with Image.open(path, formats=FORMATS) as image:
-        _check_pixels(image)
+        check_pixels(image)
 
 
 def _decode(content: bytes, needed: Needed | None) -> Image.Image:
@@ -71,14 +71,14 @@ def _decode(content: bytes, needed: Needed | None) -> Image.Image:
             f"{', '.join(FORMATS)}"
         ) from None
     with image:
-        _check_pixels(image)
+        check_pixels(image)
         if needed is not None:
             image.draft(None, needed(*image.size))
         image.load()
         return _opaque(_eight_bits(_upright(image), image.format))
 
 
-def _check_pixels(image: Image.Image) -> None:
+def check_pixels(image: Image.Image) -> None:
     """Pillow only warns up to twice its limit, and a batch holds many images."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
