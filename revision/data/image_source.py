@@ -14,7 +14,13 @@ from revision.data.turn_encoder import TurnEncoder
 from revision.encoders.base import DualEncoder
 from revision.records import Record
 
-_INDEX_BLOCK = 4096
+
+def prepared(record: Record, place: int, encoder: DualEncoder, image_root: Path | None) -> Tensor:
+    """Picture `place` of a record as `encoder` takes it. Raises ValueError naming the record."""
+    try:
+        return encoder.read_inputs(record.images[place], image_root=image_root)
+    except ValueError as error:
+        raise ValueError(f"record {record.id!r}: {error}; repair or remove it") from error
 
 
 class ImageSource(SampleSource):
@@ -31,8 +37,7 @@ class ImageSource(SampleSource):
     ) -> None:
         self.index, self.image_root, self.encoder = index, image_root, encoder
         self.dim = encoder.dim
-        full, rest = divmod(len(index), _INDEX_BLOCK)
-        self.block_sizes = [_INDEX_BLOCK] * full + ([rest] if rest else [])
+        self.block_sizes = index.block_sizes
         self.block_shards = [0] * len(self.block_sizes)
         super().__init__(turns, rows_per_image=encoder.rows_per_image, **options)
 
@@ -59,8 +64,4 @@ class ImageSource(SampleSource):
         return {"index": self.index.directory.name}
 
     def _pixels(self, number: int, place: int) -> Tensor:
-        record = self.index[number]
-        try:
-            return self.encoder.read_inputs(record.images[place], image_root=self.image_root)
-        except ValueError as error:
-            raise ValueError(f"record {record.id!r}: {error}; repair or remove it") from error
+        return prepared(self.index[number], place, self.encoder, self.image_root)

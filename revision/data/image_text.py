@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from revision.data.image_source import prepared
 from revision.data.index import RecordIndex
 from revision.data.pairs import PairedBatch
 from revision.encoders.base import DualEncoder
 from revision.records import Record
-
-_INDEX_BLOCK = 4096
 
 
 class ImageTextPairs:
@@ -34,24 +33,19 @@ class ImageTextPairs:
         self.index, self.image_root, self.encoder = index, image_root, encoder
         self.keep_pictures = keep_pictures
         self._kept: dict[int, Tensor] = {}
-        full, rest = divmod(len(index), _INDEX_BLOCK)
-        self.block_sizes = [_INDEX_BLOCK] * full + ([rest] if rest else [])
+        self.block_sizes = index.block_sizes
         self.block_shards = [0] * len(self.block_sizes)
 
     def batch(self, numbers: Sequence[int], epoch: int = 0) -> PairedBatch:
-        texts = [self.index[number].text or "" for number in numbers]
-        tokens = self.encoder.text_inputs(texts)["input_ids"]
-        pixels = torch.stack([self._pixels(number) for number in numbers])
-        return PairedBatch(pixels, tokens, window_targets=len(numbers))
+        records = [self.index[number] for number in numbers]
+        tokens = self.encoder.text_inputs([record.text or "" for record in records])["input_ids"]
+        pixels = [self._pixels(*each) for each in zip(numbers, records, strict=True)]
+        return PairedBatch(torch.stack(pixels), tokens, window_targets=len(numbers))
 
-    def _pixels(self, number: int) -> Tensor:
+    def _pixels(self, number: int, record: Record) -> Tensor:
         if number in self._kept:
             return self._kept[number]
-        record = self.index[number]
-        try:
-            pixels = self.encoder.read_inputs(record.images[0], image_root=self.image_root)
-        except ValueError as error:
-            raise ValueError(f"record {record.id!r}: {error}; repair or remove it") from error
+        pixels = prepared(record, 0, self.encoder, self.image_root)
         if len(self._kept) < self.keep_pictures:
             self._kept[number] = pixels
         return pixels

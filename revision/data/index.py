@@ -35,6 +35,7 @@ from revision.remote import is_url, url_text
 
 QUARANTINE = "quarantine.jsonl"
 _VERSION = 3
+_BLOCK = 4096
 _UNFINISHED = ".index-"
 
 
@@ -60,6 +61,12 @@ class RecordIndex:
         with (self.directory / "records.jsonl").open("rb") as file:
             for line in file:
                 yield Record.from_json(json.loads(line))
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """The records in blocks of `_BLOCK`, by which an epoch is shuffled."""
+        full, rest = divmod(len(self), _BLOCK)
+        return [_BLOCK] * full + ([rest] if rest else [])
 
     def __getstate__(self) -> Path:
         return self.directory
