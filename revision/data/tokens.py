@@ -65,10 +65,13 @@ class TokenCache:
 
     Pages of the files that were looked at are let go every few batches: resident memory does not
     grow with the data.
+
+    Raises ValueError for a file of another size than was written: one that was copied in part.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        _check_sizes(directory)
         self.lengths = np.memmap(directory / "lengths.i32", np.int32, mode="r")
         self._maps = [_mapped(directory / f"{name}") for name in _FILES[:3]]
         self._tokens = np.frombuffer(self._maps[0], np.int32)
@@ -127,6 +130,20 @@ class TokenCache:
         )
         batch.window_targets = batch.num_targets
         return batch
+
+
+def _check_sizes(directory: Path) -> None:
+    about = json.loads((directory / "tokens.json").read_bytes())
+    count = about["num_records"]
+    sizes = 4 * about["num_tokens"], 24 * (count + 1), about["num_id_bytes"] + 1, 4 * count
+    for name, size in zip(_FILES, sizes, strict=True):
+        path = directory / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found != size:
+            raise ValueError(
+                f"{path}: {found} bytes, {size} were written; delete {directory}, and the same "
+                "command makes it again"
+            )
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -268,6 +268,18 @@ def test_records_that_cannot_be_encoded_are_named_before_training(tmp_path, smal
         ShardSource(directory, limited, token_root=tmp_path / "tokens")
 
 
+@pytest.mark.parametrize("name", ["tokens.i32", "starts.i64", "ids.bin", "lengths.i32"])
+def test_a_file_that_was_copied_in_part_is_refused(shards, tmp_path, name):
+    directory = build_tokens(ShardSource(shards, turns()), tmp_path, num_workers=0).directory
+    path = directory / name
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(ValueError, match=rf"{name}: \d+ bytes, \d+ were written; delete"):
+        TokenCache(directory)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{name}: 0 bytes"):
+        build_tokens(ShardSource(shards, turns()), tmp_path)
+
+
 def test_a_cache_goes_to_workers_by_its_path(shards, tmp_path):
     source = ShardSource(shards, turns(), token_root=tmp_path / "tokens")
     copy = pickle.loads(pickle.dumps(source.tokens))
