@@ -1,5 +1,6 @@
 """Remote files arrive whole and in order over whatever connections, or end with what was tried."""
 
+import errno
 import fcntl
 import io
 import multiprocessing
@@ -370,11 +371,12 @@ def test_a_download_that_ends_while_room_is_made_is_no_error(tmp_path, monkeypat
     assert not (tmp_path / "a-0").exists()
 
 
-def test_the_copy_used_longest_ago_goes_first_and_open_ones_stay(server, tmp_path):
+def test_the_copy_used_longest_ago_goes_first_and_open_ones_stay(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("REVISION_CACHE_GIB", str(3000 / 2**30))
     server.files = {f"{i}.bin": bytes([i]) * 1000 for i in range(5)}
 
     def fetch(i):
-        return local_copy(f"{server.url}/{i}.bin", tmp_path, version="1", max_bytes=3000)
+        return local_copy(f"{server.url}/{i}.bin", tmp_path, version="1")
 
     held = fetch(0)
     fetch(1).close()
@@ -441,6 +443,15 @@ def test_what_finds_no_room_is_streamed(server, cache, monkeypatch, caplog):
         with open_shared(f"{server.url}/b.bin") as file:
             assert file.read() == bytes(1000)
     assert "read without a copy" in caplog.text
+
+
+def test_a_disk_without_locks_is_refused(server, cache, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ValueError, match=r"No locks available.*set REVISION_CACHE_DIR"):
+        open_shared(f"{server.url}/a.bin")
 
 
 def test_the_cache_takes_no_more_than_half_of_what_is_free(server, cache, monkeypatch):

@@ -31,7 +31,7 @@ from revision.files import explained, replacing
 from revision.progress import track
 from revision.remote.address import is_pipe, shown, url_text
 from revision.remote.connection import RemoteError
-from revision.remote.stream import Retry, fingerprint, open_stream
+from revision.remote.stream import fingerprint, open_stream
 
 CACHE_DIR, CACHE_GIB = "REVISION_CACHE_DIR", "REVISION_CACHE_GIB"
 _PIECE_BYTES = 2**20
@@ -75,12 +75,9 @@ def local_copy(
     num_bytes: int | None = None,
     check: Callable[[Path], str] | None = None,
     version: str = "",
-    max_bytes: int | None = None,
-    retry: Retry | None = None,
 ) -> LocalCopy:
-    """A complete copy of `url` in `cache_dir`, downloaded unless it is there.
-
-    `cache_dir` and `max_bytes` are those of the machine unless they are given.
+    """A complete copy of `url` in `cache_dir` (default: that of the machine), downloaded unless it
+    is there.
 
     Copies of another `version` (any text, such as the digest that is expected) are others; without
     one the server is asked which it has.
@@ -91,7 +88,6 @@ def local_copy(
     """
     url = url_text(url)
     cache_dir = cache_dir or _machine_dir()
-    limit = _limit_bytes(cache_dir) if max_bytes is None else max_bytes
     path = cache_dir / _cached_name(url, version or _current(url))
     cache_dir.mkdir(parents=True, exist_ok=True)
     while True:
@@ -100,7 +96,7 @@ def local_copy(
             return held
         with _locked(path.with_name(path.name + _LOCK)):
             if not path.exists():  # else another process was faster
-                _download(url, path, num_bytes, check, limit, retry)
+                _download(url, path, num_bytes, check)
 
 
 def open_shared(url: str) -> IO[bytes]:
@@ -157,12 +153,24 @@ def _opened(path: Path) -> LocalCopy | None:
     """`path`, held so that nobody removes it; None if it is not there."""
     with suppress(FileNotFoundError):
         descriptor = os.open(path, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _lock(descriptor, fcntl.LOCK_SH, path)
         if _is_still(path, descriptor):
             os.utime(path)
             return LocalCopy(path, descriptor)
         os.close(descriptor)
     return None
+
+
+def _lock(descriptor: int, how: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise ValueError(
+            f"{path.parent}: files cannot be locked there ({error.strerror}), so processes would "
+            f"remove what others read; set {CACHE_DIR} to a directory on a disk of this machine"
+        ) from error
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
@@ -179,7 +187,7 @@ def _locked(path: Path) -> Iterator[None]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, fcntl.LOCK_EX, path)
             if _is_still(path, descriptor):
                 try:
                     yield
@@ -191,20 +199,15 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _download(
-    url: str,
-    path: Path,
-    num_bytes: int | None,
-    check: Callable[[Path], str] | None,
-    max_bytes: int,
-    retry: Retry | None,
+    url: str, path: Path, num_bytes: int | None, check: Callable[[Path], str] | None
 ) -> None:
     try:
-        with open_stream(url, retry) as file, ExitStack() as stack:
+        with open_stream(url) as file, ExitStack() as stack:
             size, _ = file.raw.facts()  # type: ignore[attr-defined]
             if num_bytes is not None and size not in (None, num_bytes):
                 raise ValueError(f"{shown(url)}: {size} bytes, expected {num_bytes}")
             with _locked(path.parent / _ROOM):
-                make_room(path.parent, size or 0, max_bytes)
+                make_room(path.parent, size or 0, _limit_bytes(path.parent))
                 copy = stack.enter_context(replacing(path))
                 copy.truncate(size or 0)  # what will be written counts from now on
             for piece in _pieces(file, size, path.name):
@@ -264,7 +267,7 @@ def _stats(cache_dir: Path) -> dict[Path, os.stat_result]:
 def _remove_unused(path: Path) -> bool:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
         path.unlink()
         return True
     except BlockingIOError:
