@@ -16,6 +16,7 @@ Conventions that the files of a model do not state:
   [patch values | mask | grid height | grid width] per patch.
 """
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,14 @@ def load_hugging_face(
     dtype: str,
     decode: Decode = "exact",
 ) -> HuggingFaceEncoder:
-    """Load the hub id or local directory `path`; weights as safetensors unless there are none."""
+    """Load the hub id or local directory `path`; weights as safetensors unless there are none.
+
+    Raises:
+        ValueError: no dual encoder, weights that are missing, or code from the hub at a revision
+            that may change.
+    """
+    if trust_remote_code:
+        _check_pinned(path, revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     model, found = AutoModel.from_pretrained(
         path, dtype=torch_dtype(dtype), output_loading_info=True, **options
@@ -188,6 +196,15 @@ def _name_and_version(path: str, model: Any, revision: str | None) -> tuple[str,
         return recorded["name"], recorded["revision"]
     commit = getattr(model.config, "_commit_hash", None)
     return name_and_version(path, commit or revision or "main")
+
+
+def _check_pinned(path: str, revision: str | None) -> None:
+    if not Path(path).is_dir() and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise ValueError(
+            f"trust_remote_code=true would run what {path} holds at revision={revision} today, and "
+            "other code whenever that changes; give the commit that you have read (40 hexadecimal "
+            "digits) as encoder.revision"
+        )
 
 
 def _check_is_dual(model: Any, path: str) -> None:

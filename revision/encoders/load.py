@@ -41,7 +41,8 @@ def load_encoder(
     """Load an encoder, frozen and in evaluation mode.
 
     `path` is a directory (one of ours, or in the hub's layout) or a hub id; `revision` is the
-    branch, tag or commit on the hub. `trust_remote_code` runs Python that comes with the model.
+    branch, tag or commit on the hub. `trust_remote_code` runs Python that comes with the model,
+    from the hub only at a commit.
     `dtype` changes the features a little, so it is part of the identity. `decode` is exact, or
     fast: larger JPEGs are read at a fraction of their size, and the features differ a little too.
     `pooling` is pooled, one row a picture, or patches: those of hidden state `layer` of the vision

@@ -36,7 +36,7 @@ class Arrival:
         """In float64."""
         if self._copied is not None:
             self._copied.synchronize()
-        return self._rows.double().cpu().numpy()
+        return self._rows.cpu().double().numpy()  # some accelerators have no float64
 
 
 class OpenShard:

@@ -112,7 +112,7 @@ def load_openclip(
     if quick_gelu is not None:
         model_cfg = model_cfg | {"quick_gelu": quick_gelu}
     text = model_cfg.get("text_cfg", {})
-    tokenizer = _tokenizer(files, text)
+    tokenizer, borrowed = _tokenizer(files, text)
     state = read_weights(files.directory)
     fields = to_transformers(model_cfg, state, eos_token_id=_end(tokenizer, text))
     changed = "" if quick_gelu is None else f" quick_gelu={quick_gelu}"
@@ -123,7 +123,7 @@ def load_openclip(
         preprocessing(preprocess, model_cfg["vision_cfg"].get("image_size", 224), decode),
         clean=_clean_of(text),
         name=files.name,
-        revision=files.version() + changed,
+        revision=files.version() + changed + borrowed,
     )
     return with_pooling(whole, pooling, layer)
 
@@ -212,18 +212,20 @@ def _clean_of(text: Config) -> str:
     return clean
 
 
-def _tokenizer(files: Files, text: Config) -> Any:
-    """From the directory; from the hub where only its name is known."""
+def _tokenizer(files: Files, text: Config) -> tuple[Any, str]:
+    """From the directory; from the hub where only its name is known, and then at which commit."""
     directory = files.directory
     if any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(directory), ""
     name = text.get("hf_tokenizer_name") or CLIP_TOKENIZER
     if not files.is_hub:
         raise ValueError(
             f"{directory} holds no tokenizer; put the files of {name} there "
             f"({', '.join(_TOKENIZER_FILES[:2])})"
         )
-    return AutoTokenizer.from_pretrained(name)
+    borrowed = files_of(name, wanted=("*.json", "*.txt", "*.model"))
+    tokenizer = AutoTokenizer.from_pretrained(borrowed.directory)
+    return tokenizer, f" tokenizer={name}@{borrowed.version()}"
 
 
 def _end(tokenizer: Any, text: Config) -> int:

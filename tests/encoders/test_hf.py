@@ -175,6 +175,15 @@ def test_refuses_what_is_no_dual_encoder(tmp_path, monkeypatch):
         load_encoder(tmp_path, dtype="float8")
 
 
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", "0123abc"])
+def test_code_from_the_hub_runs_at_a_commit_only(revision, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="other code whenever that changes"):
+        load_encoder("nobody/no-such-encoder", revision=revision, trust_remote_code=True)
+    with pytest.raises(ValueError, match="nor a model that the hub gave"):
+        load_encoder("nobody/no-such-encoder", revision="a" * 40, trust_remote_code=True)
+
+
 def test_an_unreachable_hub_id_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="neither a local directory"):

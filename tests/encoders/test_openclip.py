@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("ftfy")
 
-from revision.encoders import openclip_config
+from revision.encoders import openclip, openclip_config
+from revision.encoders.hub import Files
 from revision.encoders.load import load_encoder
 from revision.encoders.openclip import cleaner, load_openclip, preprocessing
 from revision.encoders.openclip_config import Trunk, to_transformers
@@ -231,6 +232,21 @@ def test_missing_files_name_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="neither a local directory nor a model"):
         load_openclip("nobody/no-such-encoder")
+
+
+def test_a_tokenizer_from_elsewhere_stands_in_the_identity(tmp_path, monkeypatch):
+    own = load_openclip(checkpoint("clip", tmp_path / "model"))
+    for path in (tmp_path / "model").glob("*token*"):
+        path.unlink()
+    tokenizer(12).save_pretrained(tmp_path / "c0ffee")
+    hub = {"a/b": tmp_path / "model", "openai/clip-vit-large-patch14": tmp_path / "c0ffee"}
+    monkeypatch.setattr(
+        openclip, "files_of", lambda name, *_, **__: Files(hub[name], name, is_hub=True)
+    )
+    encoder = load_openclip("a/b")
+    assert encoder.identity()["revision"] == "model tokenizer=openai/clip-vit-large-patch14@c0ffee"
+    inputs = own.text_inputs(TEXTS)
+    assert torch.equal(encoder.text_inputs(TEXTS)["input_ids"], inputs["input_ids"])
 
 
 def test_a_tokenizer_with_another_end_is_refused(tmp_path):
