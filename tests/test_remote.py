@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from revision.remote import (
     RemoteError,
     Retry,
+    connection,
     fingerprint,
     is_url,
     join,
@@ -145,6 +146,13 @@ def test_compression_on_the_way_would_move_bytes(server):
         assert file.read(5) == CONTENT[1000:1005]
 
 
+@pytest.mark.parametrize("text", ["nonsense", "bytes */{size}", "bytes -5/10", ""])
+def test_a_part_without_its_place_is_not_taken(server, text):
+    server.cuts, server.range_text = [200_000], text
+    with pytest.raises(RemoteError, match=r"after 4 attempts.*a part without its place"):
+        read(f"{server.url}/a.bin")
+
+
 def test_a_server_without_ranges_cannot_be_sought_in(server):
     server.knows_ranges, server.files = False, {"a.bin": bytes(3 * 2**20)}
     with open_stream(f"{server.url}/a.bin") as file:
@@ -250,9 +258,12 @@ def test_a_command_that_fails_once_is_read_again_from_its_start(tmp_path):
         read(f"pipe:{other}")
 
 
-def test_a_command_that_is_left_is_ended(tmp_path):
+@pytest.mark.parametrize("notices", [True, False])
+def test_a_command_that_is_left_is_ended(tmp_path, monkeypatch, notices):
+    monkeypatch.setattr(connection, "_GRACE_S", 5.0 if notices else 0.2)
+    deaf = "" if notices else "trap '' TERM; "
     started = time.monotonic()
-    with open_stream(f"pipe:echo $$ > {tmp_path}/pid; printf 0123456789; sleep 20") as file:
+    with open_stream(f"pipe:{deaf}echo $$ > {tmp_path}/pid; printf 0123456789; sleep 20") as file:
         assert file.read(10) == b"0123456789"
     assert time.monotonic() - started < 10
     pid = int((tmp_path / "pid").read_text())

@@ -20,6 +20,7 @@ class Server:
     knows_ranges: bool = True
     has_versions: bool = True
     tells_size: bool = True
+    range_text: str = "bytes {start}-{end}/{size}"
     statuses: list[int] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
     pause_s: float = 0.0
@@ -50,7 +51,8 @@ class Server:
         handler.send_response(206 if span else 200)
         if span:
             end, size = len(content) - 1, len(content)
-            handler.send_header("Content-Range", f"bytes {start}-{end}/{size}")
+            place = self.range_text.format(start=start, end=end, size=size)
+            handler.send_header("Content-Range", place)
         if self.tells_size:
             handler.send_header("Content-Length", str(len(content) - start))
         if self.has_versions:

@@ -8,6 +8,7 @@ driver. All others, time-outs among them, are worth another attempt.
 """
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ _VERSIONS = (
     *("LastModified", "last_modified", "updated", "mtime", "created"),
 )
 _BLOCK_BYTES = 2**23
+_GRACE_S = 5.0  # for a command to end when it is asked to
 
 
 class RemoteError(OSError):
@@ -97,9 +99,15 @@ class _Response:
         self.version = _version(response.headers)
         self.start, self.size = 0, response.content_length
         if response.status == 206:
-            span, _, total = response.headers["Content-Range"].rpartition(" ")[2].partition("/")
-            self.start = int(span.partition("-")[0])
-            self.size = int(total) if total.isdigit() else None
+            self.start, self.size = self._place(response.headers.get("Content-Range", ""))
+
+    def _place(self, told: str) -> tuple[int, int | None]:
+        """Where a part begins, and the size of the whole; proxies may tell anything."""
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told.strip())
+        if found is None:
+            self.close()
+            raise ConnectionError(f"a part without its place: Content-Range {told!r}")
+        return int(found[1]), None if found[2] == "*" else int(found[2])
 
     def read(self, num_bytes: int) -> bytes:
         return self._file.read(num_bytes)
@@ -157,19 +165,26 @@ class _Command:
         return content
 
     def _fail(self, status: int) -> None:
-        self._complaints.seek(0)
-        last = self._complaints.read()[-300:].decode("utf-8", "replace").strip()
+        self._complaints.seek(max(0, self._complaints.seek(0, os.SEEK_END) - 300))
+        last = self._complaints.read().decode("utf-8", "replace").strip()
         message = f"the command ended with status {status}" + (f": {last}" if last else "")
         if status in (126, 127):  # the shell did not find it, or may not run it
             raise RemoteError(f"{shown(PIPE + self._command)}: {message}")
         raise ConnectionError(message)
 
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
     def close(self) -> None:
         """End the command, with all that it started, if it still runs."""
         if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
+            self._signal(signal.SIGTERM)
         assert self._process.stdout is not None
         self._process.stdout.close()
-        self._process.wait()
+        try:
+            self._process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:  # it takes no notice
+            self._signal(signal.SIGKILL)
+            self._process.wait()
         self._complaints.close()
