@@ -35,6 +35,9 @@ from revision.training.resume import describe_change
 from revision.training.strategies import trained_weights
 
 METRICS = "metrics.csv"
+HALF = ("bf16-mixed", "16-mixed", "bf16-true", "16-true")
+"""Precisions in which a model computes in 16 bits."""
+
 _QUIET = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",

@@ -24,7 +24,7 @@ from revision.shards import read_header
 from revision.training.jobs import Build, check_encoder, data_plan, with_weights
 from revision.training.launch import uses_gpu
 from revision.training.loggers import log_answers, log_gap
-from revision.training.run import say
+from revision.training.run import HALF, RunSettings, say
 from revision.training.visual_alignment import (
     find_alignment,
     load_image_map,
@@ -147,7 +147,11 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
         make_data,
         alignment_dir=alignment_dir,
         num_answers=cfg.num_answers,
-        attention=choose_attention(cfg.attention, on_gpu=uses_gpu(cfg.accelerator)),
+        attention=choose_attention(
+            cfg.attention,
+            on_gpu=uses_gpu(cfg.accelerator),
+            in_16_bits=RunSettings.of(cfg).resolved_precision in HALF,
+        ),
     )
 
 
