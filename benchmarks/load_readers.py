@@ -57,6 +57,7 @@ def ours(job: Job, tokens: str = "cached") -> Reader:
     import torch
     from transformers import AutoTokenizer
 
+    from revision.data.schedule import Schedule
     from revision.data.turn_encoder import TurnEncoder
     from revision.data.visual_datamodule import VisualDataModule
 
@@ -67,8 +68,7 @@ def ours(job: Job, tokens: str = "cached") -> Reader:
         data = VisualDataModule(
             turns=turns,
             shards=job.directory / "shards",
-            batch_size=job.batch_size,
-            seed=SEED,
+            schedule=Schedule(batch_size=job.batch_size, seed=SEED),
             tokens=tokens,
             token_root=job.directory / "tokens",
         )

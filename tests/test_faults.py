@@ -25,6 +25,7 @@ from PIL import Image
 
 from revision.config import _sentence
 from revision.data.index import build_index
+from revision.data.schedule import Schedule
 from revision.data.turn_encoder import TurnEncoder
 from revision.data.visual_datamodule import VisualDataModule
 from revision.encoders.embedding import embed_records
@@ -308,7 +309,7 @@ def test_an_index_that_may_not_grow_is_told_and_leaves_nothing(tmp_path):
 def data(directory, max_length=None, **options):
     turns = TurnEncoder(bpe_tokenizer(), "plain", max_length=max_length)
     return VisualDataModule(
-        turns=turns, shards=directory, batch_size=8, shuffle_blocks=2, **options
+        turns=turns, shards=directory, schedule=Schedule(batch_size=8), shuffle_blocks=2, **options
     )
 
 

@@ -16,6 +16,7 @@ from revision.captions import Selection
 from revision.data.index import QUARANTINE, RecordIndex
 from revision.data.packing import MeasuredSource, PackedOrder, steps_for_tokens
 from revision.data.plan import EpochPlan, Order, Place, StepPlan
+from revision.data.schedule import Schedule
 from revision.data.windows import BatchSource, HeldOutDataset, WindowDataset, WindowLoader
 from revision.records import described_input
 
@@ -23,21 +24,14 @@ from revision.records import described_input
 class PlannedDataModule(L.LightningDataModule):
     """Base: `make_sources` names the data, everything about order and loading is here.
 
-    `batch_size` counts records per device and micro-batch. The run ends after `epochs`, or instead
-    of these after `max_steps`, or with the first step at which it has seen `max_tokens` LLM
-    positions. With `pack_tokens` a micro-batch of training is a batch of at most that many
-    positions, and `batch_size` counts the records of held-out batches only.
+    With `pack_tokens` a micro-batch of training is a batch of at most that many LLM positions, and
+    the `batch_size` of the schedule counts the records of held-out batches only.
     """
 
     def __init__(
         self,
         *,
-        batch_size: int,
-        accumulate: int = 1,
-        epochs: int = 1,
-        max_steps: int | None = None,
-        max_tokens: int | None = None,
-        seed: int = 0,
+        schedule: Schedule,
         num_samples: int | None = None,
         shuffle_blocks: int = 8,
         pack_tokens: int | None = None,
@@ -45,16 +39,10 @@ class PlannedDataModule(L.LightningDataModule):
         val_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if max_steps is not None and max_tokens is not None:
-            raise ValueError(
-                f"max_steps={max_steps} and max_tokens={max_tokens} both say where the run ends; "
-                "give one of them"
-            )
-        self.batch_size, self.accumulate = batch_size, accumulate
-        self.epochs, self.max_steps, self.max_tokens = epochs, max_steps, max_tokens
-        self.seed, self.num_samples, self.shuffle_blocks = seed, num_samples, shuffle_blocks
-        self.pack_tokens, self.num_workers = pack_tokens, num_workers
-        self.val_batch_size = val_batch_size or batch_size
+        self.schedule, self.num_samples = schedule, num_samples
+        self.shuffle_blocks, self.pack_tokens = shuffle_blocks, pack_tokens
+        self.num_workers = num_workers
+        self.val_batch_size = val_batch_size or schedule.batch_size
         self.start = Place()
         """Where the run continues; set before the first plan is asked for."""
         self._sources: tuple[BatchSource, BatchSource | None] | None = None
@@ -66,7 +54,7 @@ class PlannedDataModule(L.LightningDataModule):
 
     def make_order(self) -> Order:
         """The order of the training data, one record at a position."""
-        return self._epoch_plan(self.sources[0], self.seed, self.num_samples)
+        return self._epoch_plan(self.sources[0], self.schedule.seed, self.num_samples)
 
     @property
     def sources(self) -> tuple[BatchSource, BatchSource | None]:
@@ -86,12 +74,13 @@ class PlannedDataModule(L.LightningDataModule):
     def num_steps(self, world_size: int = 1) -> int:
         """Optimiser steps of the whole run with `world_size` processes from `start` on, those
         before it included."""
-        if self.max_steps is not None:
-            return self.max_steps
+        schedule = self.schedule
+        if schedule.max_steps is not None:
+            return schedule.max_steps
         plan = self.plan(0, world_size)
-        if self.max_tokens is not None:
-            return steps_for_tokens(plan, _measured(self.sources[0]), self.max_tokens)
-        return plan.end(self.epochs - 1)
+        if schedule.max_tokens is not None:
+            return steps_for_tokens(plan, _measured(self.sources[0]), schedule.max_tokens)
+        return plan.end(schedule.epochs - 1)
 
     def first_batches(self, count: int) -> list[Any]:
         """The first batches of the first epoch, fewer where it has fewer, for one process."""
@@ -118,7 +107,7 @@ class PlannedDataModule(L.LightningDataModule):
         return WindowLoader(
             WindowDataset(self.sources[0], plan),
             num_steps=self.num_steps(trainer.world_size),
-            batches_per_step=self.accumulate,
+            batches_per_step=self.schedule.accumulate,
             first_step=lambda: trainer.global_step,
             **self._loading(),
         )
@@ -139,8 +128,8 @@ class PlannedDataModule(L.LightningDataModule):
 
     def plan(self, rank: int, world_size: int) -> StepPlan:
         """What process `rank` of `world_size` does in each step from `start` on."""
-        size = self.batch_size if self.pack_tokens is None else 1  # positions of the order
-        return StepPlan(self.order, size, self.accumulate, rank, world_size, self.start)
+        size = self.schedule.batch_size if self.pack_tokens is None else 1  # positions of the order
+        return StepPlan(self.order, size, self.schedule.accumulate, rank, world_size, self.start)
 
     def facts(self, step: int, world_size: int) -> dict[str, Any]:
         """Where the data stands before `step`, for the checkpoint."""
@@ -174,7 +163,9 @@ class PlannedDataModule(L.LightningDataModule):
         )
 
     def _packed(self, order: Order, pack_tokens: int) -> PackedOrder:
-        packed = PackedOrder(order, _measured(self.sources[0]), pack_tokens, seed=self.seed)
+        packed = PackedOrder(
+            order, _measured(self.sources[0]), pack_tokens, seed=self.schedule.seed
+        )
         tell(
             f"packed {order.length(0)} samples into {packed.length(0)} batches of at most "
             f"{pack_tokens} tokens, fill {packed.fill(0):.1%}"

@@ -6,6 +6,7 @@ from revision.data.datamodule import PlannedDataModule, tell_index
 from revision.data.image_text import ImageTextPairs, check_pair
 from revision.data.index import build_index
 from revision.data.pairs import PairedRows
+from revision.data.schedule import Schedule
 from revision.encoders.base import DualEncoder
 
 
@@ -19,22 +20,14 @@ class PairedRowsDataModule(PlannedDataModule):
         texts: str | Path,
         val_images: str | Path | None = None,
         val_texts: str | Path | None = None,
-        batch_size: int,
-        accumulate: int = 1,
-        epochs: int = 1,
-        max_steps: int | None = None,
-        seed: int = 0,
+        schedule: Schedule,
         num_samples: int | None = None,
         shuffle_blocks: int = 8,
         num_workers: int = 0,
         val_batch_size: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size=batch_size,
-            accumulate=accumulate,
-            epochs=epochs,
-            max_steps=max_steps,
-            seed=seed,
+            schedule=schedule,
             num_samples=num_samples,
             shuffle_blocks=shuffle_blocks,
             num_workers=num_workers,
@@ -68,22 +61,14 @@ class ImageTextDataModule(PlannedDataModule):
         encoder: DualEncoder,
         keep_pictures: int = 0,
         index_root: str | Path = "runs/.index",
-        batch_size: int,
-        accumulate: int = 1,
-        epochs: int = 1,
-        max_steps: int | None = None,
-        seed: int = 0,
+        schedule: Schedule,
         num_samples: int | None = None,
         shuffle_blocks: int = 8,
         num_workers: int = 0,
         val_batch_size: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size=batch_size,
-            accumulate=accumulate,
-            epochs=epochs,
-            max_steps=max_steps,
-            seed=seed,
+            schedule=schedule,
             num_samples=num_samples,
             shuffle_blocks=shuffle_blocks,
             num_workers=num_workers,

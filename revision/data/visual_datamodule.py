@@ -11,6 +11,7 @@ from revision.data.datamodule import PlannedDataModule, tell, tell_index
 from revision.data.mixture import MixtureOrder, MixtureSource
 from revision.data.plan import Order
 from revision.data.record_turns import CAPTION_PROMPT, WHOLE
+from revision.data.schedule import Schedule
 from revision.data.selected import select_records
 from revision.data.shard_source import RowMap
 from revision.data.source_maker import Part, SourceMaker, parts_of, token_directory
@@ -52,24 +53,14 @@ class VisualDataModule(PlannedDataModule):
         index_root: str | Path = "runs/.index",
         tokens: str = "online",
         token_root: str | Path = "runs/.tokens",
-        batch_size: int,
-        accumulate: int = 1,
-        epochs: int = 1,
-        max_steps: int | None = None,
-        max_tokens: int | None = None,
-        seed: int = 0,
+        schedule: Schedule,
         shuffle_blocks: int = 8,
         pack_tokens: int | None = None,
         num_workers: int = 0,
         val_batch_size: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size=batch_size,
-            accumulate=accumulate,
-            epochs=epochs,
-            max_steps=max_steps,
-            max_tokens=max_tokens,
-            seed=seed,
+            schedule=schedule,
             num_samples=captions.num_samples,
             shuffle_blocks=shuffle_blocks,
             pack_tokens=pack_tokens,
@@ -127,10 +118,10 @@ class VisualDataModule(PlannedDataModule):
         source = self.sources[0]
         if not isinstance(source, MixtureSource):
             (selection,) = self.selections
-            return self._epoch_plan(source, self.seed, self.num_samples, selection)
+            return self._epoch_plan(source, self.schedule.seed, self.num_samples, selection)
         parts = zip(self.parts, source.sources, self.selections, strict=True)
         plans = [  # each with its own seed: sets of the same records are not walked in step
-            self._epoch_plan(each, self.seed + index, part.num_samples, selection)
+            self._epoch_plan(each, self.schedule.seed + index, part.num_samples, selection)
             for index, (part, each, selection) in enumerate(parts)
         ]
-        return MixtureOrder(plans, [part.weight for part in self.parts], seed=self.seed)
+        return MixtureOrder(plans, [part.weight for part in self.parts], seed=self.schedule.seed)

@@ -24,7 +24,7 @@ from revision.encoders.hf import HuggingFaceEncoder
 from revision.encoders.pairing import Towers
 from revision.training.callbacks import log_metrics
 from revision.training.gap_tracking import GapTracking
-from revision.training.jobs import Build, check_encoder, data_plan, with_weights
+from revision.training.jobs import Build, check_encoder, schedule_of, with_weights
 from revision.training.launch import num_local_processes
 
 
@@ -78,11 +78,12 @@ class ContrastiveJob(ABC):
 
     def _training(self) -> dict[str, Any]:
         """What the model card tells of it."""
-        data = self.data
+        data, schedule = self.data, self.data.schedule
+        steps, epochs = schedule.max_steps, schedule.epochs
         return self.inputs() | {
             "num_pairs": data.num_samples or sum(data.sources[0].block_sizes),
-            "duration": f"{data.max_steps} steps" if data.max_steps else f"{data.epochs} epochs",
-            "batch_size": data.batch_size,
+            "duration": f"{steps} steps" if steps else f"{epochs} epochs",
+            "batch_size": schedule.batch_size,
         }
 
     def retrieval(self, model: ContrastiveModel) -> dict[str, float]:
@@ -169,7 +170,7 @@ def contrastive_job(cfg: Any, build: Build) -> ContrastiveJob:
             f"stage=contrastive trains heads on two towers, but the encoder is a "
             f"{type(encoder).__name__}; give encoder=towers or encoder=pair"
         )
-    data = build(cfg.data, **data_plan(cfg))
+    data = build(cfg.data, schedule=schedule_of(cfg))
     for directory in data.train_pair:
         check_encoder(directory, encoder)
     return HeadsJob(cfg, data, encoder)
@@ -181,7 +182,7 @@ def _towers_job(cfg: Any, build: Build, encoder: Any) -> TowersJob:
             f"a stage without heads trains both towers of a CLIP, but the encoder is a "
             f"{type(encoder).__name__}; give encoder=clip_tiny, or stage=contrastive for heads"
         )
-    return TowersJob(cfg, build(cfg.data, encoder=encoder, **data_plan(cfg)), encoder)
+    return TowersJob(cfg, build(cfg.data, encoder=encoder, schedule=schedule_of(cfg)), encoder)
 
 
 def _tracking(cfg: Any, model: ContrastiveModel, data: PlannedDataModule) -> list[GapTracking]:

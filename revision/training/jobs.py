@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from revision.data.datamodule import PlannedDataModule
+from revision.data.schedule import Schedule
 from revision.encoders.base import DualEncoder
 from revision.shards import read_header
 
@@ -51,12 +52,12 @@ class Job(Protocol):
         """Write the result; it appears whole."""
 
 
-def data_plan(cfg: Any) -> dict[str, Any]:
+def schedule_of(cfg: Any) -> Schedule:
     """What the stage decides about the order and size of its steps."""
     keys = ["batch_size", "accumulate", "epochs", "max_steps"]
     if "max_tokens" in cfg.stage:  # pairs of rows have no tokens
         keys.append("max_tokens")
-    return {key: cfg.stage[key] for key in keys} | {"seed": cfg.seed}
+    return Schedule(**{key: cfg.stage[key] for key in keys}, seed=cfg.seed)
 
 
 def with_weights(model: Any, weights: Mapping[str, Tensor]) -> Any:

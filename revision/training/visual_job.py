@@ -21,7 +21,7 @@ from revision.models.directory import load_model, save_model
 from revision.models.llava import LlavaModel
 from revision.models.tuning import apply_tuning
 from revision.shards import read_header
-from revision.training.jobs import Build, check_encoder, data_plan, with_weights
+from revision.training.jobs import Build, check_encoder, schedule_of, with_weights
 from revision.training.launch import uses_gpu
 from revision.training.loggers import log_answers, log_gap
 from revision.training.run import HALF, RunSettings, say
@@ -138,7 +138,7 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
             encoder=model.encoder,
             alignment=load_row_map(cfg, noise),
             image_map=load_image_map(alignment_dir),
-            **data_plan(cfg),
+            schedule=schedule_of(cfg),
         )
         return data
 

@@ -1,6 +1,7 @@
 """DataModules under a real Lightning trainer: order, resumption, held-out data, refusals."""
 
 import json
+from dataclasses import fields
 
 import lightning as L
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from revision.captions import Controls
 from revision.data.pairs_datamodule import PairedRowsDataModule
+from revision.data.schedule import Schedule
 from revision.data.turn_encoder import TurnEncoder
 from revision.data.visual_datamodule import VisualDataModule
 from tests.feature_sets import cloud, write_set
@@ -50,10 +52,16 @@ def shards(tmp_path_factory):
     return directory
 
 
+def scheduled(options):
+    """Options of a DataModule, with those of its schedule in one."""
+    names = {field.name for field in fields(Schedule)}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return rest | {"schedule": Schedule(**{n: options[n] for n in names & options.keys()})}
+
+
 def data(shards, template="plain", **options):
-    return VisualDataModule(
-        turns=TurnEncoder(bpe_tokenizer(), template), shards=shards / "train", **options
-    )
+    turns = TurnEncoder(bpe_tokenizer(), template)
+    return VisualDataModule(turns=turns, shards=shards / "train", **scheduled(options))
 
 
 def trainer(**options):
@@ -62,7 +70,7 @@ def trainer(**options):
 
 def run(datamodule, recorder=None, ckpt_path=None, **options):
     recorder = recorder or Recorder()
-    fit = trainer(accumulate_grad_batches=datamodule.accumulate, **options)
+    fit = trainer(accumulate_grad_batches=datamodule.schedule.accumulate, **options)
     fit.fit(recorder, datamodule=datamodule, ckpt_path=ckpt_path)
     return recorder, fit
 
@@ -134,7 +142,8 @@ class Negate:
 
 def test_pairs_under_lightning(shards, tmp_path):
     text = write_set(tmp_path / "text", cloud(2, 21, 6), "text")
-    module = PairedRowsDataModule(images=shards / "train", texts=text, batch_size=8, epochs=2)
+    schedule = Schedule(batch_size=8, epochs=2)
+    module = PairedRowsDataModule(images=shards / "train", texts=text, schedule=schedule)
     assert module.num_steps() == 6
     seen = []
 
@@ -148,18 +157,18 @@ def test_pairs_under_lightning(shards, tmp_path):
 
 
 def test_refusals(shards, tmp_path):
-    turns = TurnEncoder(bpe_tokenizer(), "plain")
+    turns, schedule = TurnEncoder(bpe_tokenizer(), "plain"), Schedule(batch_size=1)
     with pytest.raises(ValueError, match=r"exactly one of data.shards .* and data.input"):
-        VisualDataModule(turns=turns, batch_size=1)
+        VisualDataModule(turns=turns, schedule=schedule)
     with pytest.raises(ValueError, match=r"exactly one of data.val_shards .* and data.val_input"):
         data(shards, batch_size=1, val_shards="a", val_input="b")
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(ValueError, match=r"holds pictures and this model has no encoder"):
-        VisualDataModule(turns=turns, input=tmp_path / "x.json", batch_size=1).num_steps()
+        VisualDataModule(turns=turns, input=tmp_path / "x.json", schedule=schedule).num_steps()
     with pytest.raises(ValueError, match="not a feature set"):
-        VisualDataModule(turns=turns, shards=tmp_path, batch_size=1).num_steps()
+        VisualDataModule(turns=turns, shards=tmp_path, schedule=schedule).num_steps()
     with pytest.raises(ValueError, match="held-out pairs need both"):
-        PairedRowsDataModule(images="a", texts="b", val_images="c", batch_size=1)
+        PairedRowsDataModule(images="a", texts="b", val_images="c", schedule=schedule)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -174,7 +183,7 @@ def test_the_first_process_says_how_many_records_were_rejected(tmp_path, capsys,
         input=path,
         encoder=tiny_composed(),
         index_root=tmp_path / "index",
-        batch_size=1,
+        schedule=Schedule(batch_size=1),
     )
     module.prepare_data()
     told = [line for line in capsys.readouterr().out.splitlines() if "rejected" in line]

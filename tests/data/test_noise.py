@@ -14,6 +14,7 @@ from revision.alignment.noise import Disturbed, GaussianNoise
 from revision.alignment.storage import load_alignment
 from revision.config import compose
 from revision.data.plan import EpochPlan, StepPlan
+from revision.data.schedule import Schedule
 from revision.data.shard_source import ShardSource
 from revision.data.turn_encoder import TurnEncoder
 from revision.data.visual_datamodule import VisualDataModule
@@ -126,7 +127,11 @@ def test_rows_that_are_not_to_be_normalised_keep_their_norm(rows, tmp_path):
 def test_held_out_rows_are_not_disturbed(rows, tmp_path):
     text = write_set(tmp_path / "text", rows, "text")
     data = VisualDataModule(
-        turns=TURNS, shards=text, val_shards=text, alignment=Disturbed(NOISE), batch_size=4
+        turns=TURNS,
+        shards=text,
+        val_shards=text,
+        alignment=Disturbed(NOISE),
+        schedule=Schedule(batch_size=4),
     )
     assert isinstance(data, L.LightningDataModule)
     train, held_out = data.sources

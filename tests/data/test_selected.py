@@ -10,12 +10,14 @@ import pytest
 from revision.captions import Controls, select
 from revision.captions.selection import SELECTION_NAME
 from revision.data.record_turns import record_turns
+from revision.data.schedule import Schedule
 from revision.data.selected import select_records
 from revision.data.shard_source import ShardSource
 from revision.data.turn_encoder import TurnEncoder
 from revision.data.visual_datamodule import VisualDataModule
 from revision.records import Record, Turn
 from revision.shards import ShardWriter, write_header
+from tests.data.test_datamodule import scheduled
 from tests.encoders.test_selected import embed, encoder, ids, pairs
 from tests.feature_sets import ENCODER
 from tests.tiny_models import bpe_tokenizer
@@ -71,7 +73,7 @@ def shards(tmp_path_factory):
 def data(shards, index_root, **options):
     sources = {} if "mixture" in options else {"shards": shards / "one"}
     options = {"batch_size": 4, "shuffle_blocks": 2, "index_root": index_root} | options
-    return VisualDataModule(turns=TURNS, **sources, **options)
+    return VisualDataModule(turns=TURNS, **sources, **scheduled(options))
 
 
 def numbers(module, epoch=0):
@@ -108,7 +110,11 @@ def test_it_is_what_embed_would_have_embedded(encoder, pairs, tmp_path, controls
     whole = embed(encoder, pairs, tmp_path / "all")
     some = embed(encoder, pairs, tmp_path / "some", controls=controls)
     module = VisualDataModule(
-        turns=TURNS, shards=whole["text"], captions=controls, batch_size=1, index_root=tmp_path
+        turns=TURNS,
+        shards=whole["text"],
+        captions=controls,
+        index_root=tmp_path,
+        schedule=Schedule(batch_size=1),
     )
     names = ids(whole["text"])
     assert sorted(names[number] for number in numbers(module)) == sorted(ids(some["text"]))

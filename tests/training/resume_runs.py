@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from revision.data.schedule import Schedule
 from revision.data.turn_encoder import TurnEncoder
 from revision.data.visual_datamodule import VisualDataModule
 from revision.models.loss import LossSum
@@ -99,11 +100,13 @@ def run_recorded(directory: Path, sets: Path, **chosen: Any) -> None:
     data = data_of(
         sets,
         chosen["kind"],
-        batch_size=chosen["batch_size"],
-        accumulate=chosen["accumulate"],
-        epochs=chosen["epochs"],
+        schedule=Schedule(
+            batch_size=chosen["batch_size"],
+            accumulate=chosen["accumulate"],
+            epochs=chosen["epochs"],
+            max_tokens=chosen.get("max_tokens"),
+        ),
         num_workers=chosen["workers"],
-        max_tokens=chosen.get("max_tokens"),
         tokens=chosen.get("tokens", "online"),
     )
     continue_data(data, directory)

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 import train
 from revision.config import compose
+from revision.data.schedule import Schedule
 from revision.data.visual_datamodule import VisualDataModule
 from revision.models.directory import load_model
 from revision.models.tuning import METHODS
@@ -50,7 +51,7 @@ def held_out_losses(model, parts):
         turns=model.turn_encoder(tokens_per_image=model.tokens_per_row),
         shards=parts / "texts",
         val_shards=parts / "val",
-        batch_size=4,
+        schedule=Schedule(batch_size=4),
     )
     return torch.cat([model.score(batch)[0] for batch in data.held_out_batches()])
 
