@@ -38,7 +38,7 @@ from revision.encoders.base import (
     unit_rows,
     write_identity,
 )
-from revision.encoders.hf import num_truncated, text_limit
+from revision.encoders.hf import check_complete, num_truncated, text_limit
 from revision.encoders.pairing import (
     PAIR,
     Towers,
@@ -240,7 +240,8 @@ def load_towers(
             )
     chosen = torch_dtype(dtype)
     vision = _load_vision(vision_dir / "model.safetensors").to(chosen)
-    text = AutoModel.from_pretrained(text_dir, dtype=chosen)
+    text, found = AutoModel.from_pretrained(text_dir, dtype=chosen, output_loading_info=True)
+    check_complete(found["missing_keys"], str(text_dir))
     tokenizer = AutoTokenizer.from_pretrained(text_dir)
     return TowerPair(vision, text, tokenizer, image_size=image_size, decode=decode)
 

@@ -174,7 +174,7 @@ def load_hugging_face(
         path, dtype=torch_dtype(dtype), output_loading_info=True, **options
     )
     _check_is_dual(model, path)
-    _check_complete(found["missing_keys"], path)
+    check_complete(found["missing_keys"], path)
     tokenizer = AutoTokenizer.from_pretrained(path, **options)
     # torchvision has no CPU build on the package index: always take the Pillow processors, which
     # also gives the same pixels on every machine.
@@ -218,7 +218,8 @@ def _check_is_dual(model: Any, path: str) -> None:
         )
 
 
-def _check_complete(missing: Collection[str], path: str) -> None:
+def check_complete(missing: Collection[str], path: str) -> None:
+    """Raise ValueError where tensors of the model at `path` are missing from its files."""
     if missing:
         some = ", ".join(sorted(missing)[:4])
         raise ValueError(

@@ -66,6 +66,15 @@ def config_facts(config: Any) -> dict[str, Any]:
     return _facts(config.to_diff_dict())
 
 
+def without_pooler(model: Any, missing: list[str]) -> list[str]:
+    """Take a pooler that nobody reads and that has no weights off `model`: it would be random, and
+    the identity of the model with it. Returns what else is missing."""
+    others = [key for key in missing if not key.startswith("pooler.")]
+    if len(others) < len(missing):
+        model.pooler = None
+    return others
+
+
 def _facts(fields: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _facts(value) if isinstance(value, dict) else value

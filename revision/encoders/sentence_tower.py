@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from revision.encoders.base import Tokens, torch_dtype
 from revision.encoders.hf import num_truncated
-from revision.encoders.hub import config_facts
+from revision.encoders.hub import config_facts, without_pooler
 
 _PROBE = [" An Example_ of a TEXT, like this. ", "long " * 9999]
 
@@ -83,6 +83,7 @@ def load_sentence_tower(directory: Path, *, dtype: str = "float32") -> SentenceT
         local_files_only=True,
         model_kwargs={"dtype": torch_dtype(dtype)},
     )
+    _check_weights(model[0].auto_model, directory)
     tower = SentenceTower(model.to(torch_dtype(dtype)))
     if tower.prompt and any(getattr(module, "include_prompt", True) is False for module in model):
         raise ValueError(
@@ -91,6 +92,22 @@ def load_sentence_tower(directory: Path, *, dtype: str = "float32") -> SentenceT
         )
     _check_tokens(tower, directory)
     return tower
+
+
+def _check_weights(model: Any, directory: Path) -> None:
+    """Load once more, for the package does not say what was missing."""
+    _, info = type(model).from_pretrained(
+        _model_dir(directory), dtype=model.dtype, output_loading_info=True
+    )
+    if missing := without_pooler(model, sorted(info["missing_keys"])):
+        raise ValueError(
+            f"{directory} has no weights for {', '.join(missing[:4])} ({len(missing)} in all): "
+            "they would be random, differently in every process; give complete files"
+        )
+
+
+def _model_dir(directory: Path) -> Path:
+    return directory / json.loads((directory / "modules.json").read_bytes())[0]["path"]
 
 
 def _check_tokens(tower: SentenceTower, directory: Path) -> None:

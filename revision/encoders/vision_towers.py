@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel
 
 from revision.encoders.base import Decode, torch_dtype
-from revision.encoders.hub import config_facts
+from revision.encoders.hub import config_facts, without_pooler
 from revision.encoders.openclip_config import square
 from revision.encoders.pixels import pixel_path
 from revision.encoders.resizing import ResizeMode, TorchvisionPath
@@ -207,8 +207,9 @@ def _load_transformers(
     model, info = AutoModel.from_pretrained(
         directory, dtype=torch_dtype(dtype), output_loading_info=True
     )
-    unread = () if pooling == "pooler" else ("pooler.",)
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(unread))
+    missing = sorted(info["missing_keys"])
+    if pooling != "pooler":
+        missing = without_pooler(model, missing)
     if missing:
         raise ValueError(
             f"{directory} has no weights for {', '.join(missing)}: they would be random. "

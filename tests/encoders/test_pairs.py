@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     BertConfig,
@@ -293,8 +294,32 @@ def test_a_feature_map_has_a_mean_and_no_class_token(tmp_path):
 def test_a_pooler_without_weights_is_refused(tmp_path):
     directory = save_vision(tmp_path, add_pooling_layer=False)
     assert load_vision_tower(directory, pooling="class").dim == 16
+    assert load_vision_tower(directory, pooling="class").model.pooler is None
     with pytest.raises(ValueError, match=r"no weights for pooler\.dense\.bias, .*would be random"):
         load_vision_tower(directory, pooling="pooler")
+
+
+def drop(directory: Path, start: str) -> None:
+    path = directory / "model.safetensors"
+    kept = {k: v for k, v in load_file(path).items() if not k.startswith(start)}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def test_poolers_that_nobody_reads_need_no_weights_and_change_no_identity(tmp_path):
+    tiny_pair(tmp_path)
+    for side in "vt":
+        drop(tmp_path / side, "pooler.")
+    first, second = (load_pair(vision=tmp_path / "v", text=tmp_path / "t") for _ in range(2))
+    assert first.identity() == second.identity()
+    first.save(tmp_path / "saved")
+    assert load_encoder(tmp_path / "saved").identity() == first.identity()
+
+
+def test_text_weights_that_are_missing_are_named(tmp_path):
+    tiny_pair(tmp_path)
+    drop(tmp_path / "t", "encoder.layer.1.output.dense.")
+    with pytest.raises(ValueError, match=r"no weights for encoder\.layer\.1\.output.*\(2 in all\)"):
+        load_pair(vision=tmp_path / "v", text=tmp_path / "t")
 
 
 def test_what_is_no_tower_is_refused(tmp_path):
