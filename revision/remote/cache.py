@@ -2,8 +2,8 @@
 
 A file appears under its name when it is complete (`revision.files.replacing`), with the size and
 the digest that were expected. Of the processes that want the same one, one downloads and the
-others wait. The directory holds at most `max_bytes`: the file that was used the longest time ago
-goes first, and one that some process has open never does.
+others wait. The directory has a limit: the file that was used the longest time ago goes first, and
+one that some process has open never does.
 
     <name>-<16 hex digits of the address>       a file; its lock is shared by those who use it
     <name>-<16 hex digits of the address>.lock  exists while one process downloads
