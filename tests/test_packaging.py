@@ -1,5 +1,6 @@
 import ast
 import hashlib
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -122,6 +123,29 @@ def test_no_dependency_is_missing_from_pyproject():
                 name = names.get(canonicalize_name(top), canonicalize_name(top))
                 if top not in sys.stdlib_module_names | {"revision"} and name is not None:
                     assert name in declared, f"{path}: {module}"
+
+
+def test_what_make_install_asks_for_brings_no_torchvision():
+    """The index's is built for CUDA; beside a CPU build of torch it breaks `import transformers`."""
+    asked = requirements("dependencies", "dev")
+    seen = set()
+    while asked:
+        wanted = asked.pop()
+        key = (canonicalize_name(wanted.name), *sorted(wanted.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            found = map(Requirement, importlib.metadata.requires(wanted.name) or [])
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another Python
+        for needed in found:
+            extras = [{"extra": extra} for extra in {"", *wanted.extras}]
+            if needed.marker is None or any(map(needed.marker.evaluate, extras)):
+                asked.append(needed)
+    names = {name for name, *_ in seen}
+    assert {"torch", "transformers", "sentence-transformers"} <= names
+    assert not names & {"torchvision", "timm"}
 
 
 def test_weights_are_pinned_by_digest_and_are_what_is_fetched():
