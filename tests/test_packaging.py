@@ -126,7 +126,7 @@ def test_no_dependency_is_missing_from_pyproject():
 
 
 def test_what_make_install_asks_for_brings_no_torchvision():
-    """The index's is built for CUDA; beside a CPU build of torch it breaks `import transformers`."""
+    """The index's is built for CUDA: beside a CPU torch it breaks `import transformers`."""
     asked = requirements("dependencies", "dev")
     seen = set()
     while asked:

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 from revision.encoders.base import directory_digest, unit_rows, write_identity
 from revision.encoders.contrastive import ContrastiveModel, Sides, retrieval_row
 from revision.encoders.hf import HuggingFaceEncoder
+from revision.encoders.pairing import digest_of
 from revision.files import replacing_directory, write_bytes
 
 NAME = "clip_from_scratch"
@@ -63,9 +64,9 @@ def new_clip(
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
-    return HuggingFaceEncoder(
-        CLIPModel(config), tokenizer, processor, name=NAME, revision="untrained"
-    )
+    model = CLIPModel(config)
+    drawn = f"untrained sha256:{digest_of([model], None)}"  # other draws give other rows
+    return HuggingFaceEncoder(model, tokenizer, processor, name=NAME, revision=drawn)
 
 
 class ContrastiveTowers(ContrastiveModel):

@@ -100,3 +100,10 @@ def test_no_tokenizer_and_one_without_an_end_are_refused(words, tmp_path):
     endless.save_pretrained(tmp_path / "endless")
     with pytest.raises(ValueError, match="no token for the end of a text"):
         tiny_clip(tmp_path / "endless")
+
+
+def test_two_draws_are_two_encoders(words):
+    first, again = tiny_clip(words).identity(), tiny_clip(words).identity()
+    torch.manual_seed(1)
+    other = new_clip(tokenizer_dir=words, image_size=SIZE, patch_size=8, width=16, num_heads=2)
+    assert first == again != other.identity()
