@@ -23,6 +23,19 @@ def test_the_last_record_of_a_block_opens_no_other(tmp_path, counts):
     assert source.num_images(np.array([], np.int64)).tolist() == []
 
 
+def test_shuffled_pictures_are_those_of_the_other_record_in_turn(tmp_path):
+    counts = [3, 1, 2, 2]
+    directory = write(tmp_path, captions(counts))
+    real, shuffled = (
+        ShardSource(directory, turns("plain"), visual=v) for v in ("real", "shuffled")
+    )
+    for number, count in enumerate(counts):
+        other = (number + 2) % 4
+        theirs = real.batch([other]).visual
+        expected = theirs[[place % counts[other] for place in range(count)]]
+        assert shuffled.batch([number]).visual.equal(expected)
+
+
 def test_a_patch_that_is_no_number_names_its_record(tmp_path, monkeypatch):
     source = ShardSource(write(tmp_path, captions([1] * 4), rows_per_image=3), turns("plain"))
     gather = source.rows.gather

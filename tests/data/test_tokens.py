@@ -280,6 +280,23 @@ def test_a_file_that_was_copied_in_part_is_refused(shards, tmp_path, name):
         build_tokens(ShardSource(shards, turns()), tmp_path)
 
 
+def test_tokens_behind_the_range_of_32_bits_are_found(tmp_path):
+    """A sparse file of 2^31 + 8 tokens, of which the last record has three."""
+    far = 2**31 + 5
+    starts = np.array([[0, 0, 0], [far, 1, 0], [far + 3, 2, 0]], np.int64)
+    (tmp_path / "starts.i64").write_bytes(starts.tobytes())
+    (tmp_path / "lengths.i32").write_bytes(np.array([0, 3], np.int32).tobytes())
+    (tmp_path / "ids.bin").write_bytes(b"ab\0")
+    with (tmp_path / "tokens.i32").open("wb") as file:
+        file.seek(4 * far)
+        file.write(np.array([10, 13, 15], np.int32).tobytes())
+    about = {"num_records": 2, "num_tokens": far + 3, "num_id_bytes": 2}
+    (tmp_path / "tokens.json").write_text(json.dumps(about))
+    batch = TokenCache(tmp_path).batch(np.array([1]))
+    assert batch.ids == ["b"] and batch.input_ids.tolist() == [[5, 6, 7]]
+    assert batch.labels.tolist() == [[-100, 6, 7]]
+
+
 def test_a_cache_goes_to_workers_by_its_path(shards, tmp_path):
     source = ShardSource(shards, turns(), token_root=tmp_path / "tokens")
     copy = pickle.loads(pickle.dumps(source.tokens))
