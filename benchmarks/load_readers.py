@@ -3,13 +3,15 @@
     ours      the path of train.py: VisualDataModule -> plan -> ShardSource -> WindowLoader, with
               token ids, labels and unit rows; texts were tokenised before (tokens=cached)
     online    the same with texts tokenised while they are read
+    stored    the rows alone, as they are stored, in the order of ours
     dict      every pickle of the public code into one dict by id, rows stacked from it
     singles   one member per row, through webdataset.WebDataset and WebLoader
+    trained   the same made into what ours gives: tokenised, rows of norm 1
     blocks    our shards through plain webdataset, a block at a time
     limit     nothing but a gather: every row copied once from mapped memory, in the order of ours
 
-Ours and `online` hand over token ids, labels and rows of norm 1, ready for the model; the others
-rows and captions as they are stored.
+Ours, `online` and `trained` hand over token ids, labels and rows of norm 1, ready for the model;
+the others rows, and captions but for `stored` and `limit`, as they are stored.
 """
 
 import io
@@ -85,6 +87,23 @@ def ours(job: Job, tokens: str = "cached") -> Reader:
     return read
 
 
+def stored(job: Job) -> Reader:
+    from revision.data.plan import EpochPlan, StepPlan
+    from revision.data.rows import StoredRows
+
+    def read(job: Job) -> Iterator[Rows]:
+        rows = StoredRows(job.directory / "shards")
+        sizes = [block.rows for block in rows.reader.blocks]
+        order = EpochPlan(sizes, block_shards=rows.block_shards, seed=SEED)
+        plan = StepPlan(order, job.batch_size, rank=job.rank, world_size=job.world_size)
+        for step in range(job.first_step, plan.end(0)):
+            chosen = np.array(plan.window(step)[0], np.int64)
+            if len(chosen):
+                yield Rows([], rows.gather(chosen), chosen)
+
+    return read
+
+
 def dictionary(job: Job) -> Reader:
     def read(job: Job) -> Iterator[Rows]:
         store: dict[str, Any] = {}
@@ -115,6 +134,35 @@ def singles(job: Job) -> Reader:
         )
         for rows, fields in webdataset.WebLoader(dataset, batch_size=None, num_workers=0):
             yield Rows([f["id"] for f in fields], rows, [f["caption"] for f in fields])
+
+    return read
+
+
+def trained(job: Job) -> Reader:
+    import torch
+    from transformers import AutoTokenizer
+
+    from revision.data.rows import unit_rows
+    from revision.data.samples import Sample, collate
+    from revision.data.turn_encoder import TurnEncoder
+    from revision.records import Turn
+
+    torch.set_num_threads(1)
+    turns = TurnEncoder(AutoTokenizer.from_pretrained(job.tokenizer), "plain")
+    raw = singles(job)
+
+    def read(job: Job) -> Iterator[Rows]:
+        for batch in raw(job):
+            said = [[Turn("user", "<image>"), Turn("assistant", text)] for text in batch.texts]
+            encoded = turns.encode_all(said)
+            rows = unit_rows(np.stack(batch.rows), lambda row: f"row {row} of a batch")
+            samples = [
+                Sample(id, *tokens, visual=row[None, None])  # type: ignore[misc]
+                for id, tokens, row in zip(batch.ids, encoded, rows, strict=True)
+            ]
+            made = collate(samples)
+            assert made.visual is not None
+            yield Rows(made.ids, made.visual[:, 0], made.labels)
 
     return read
 
@@ -164,8 +212,10 @@ def plain_rows(job: Job) -> np.ndarray:
 MAKERS: dict[str, Callable[[Job], Reader]] = {
     "ours": ours,
     "online": partial(ours, tokens="online"),
+    "stored": stored,
     "dict": dictionary,
     "singles": singles,
+    "trained": trained,
     "blocks": blocks,
     "limit": limit,
 }

@@ -452,7 +452,11 @@ def test_the_verify_command_says_in_one_line_that_all_is_well(feature_set, capsy
 
 def test_the_verify_command_fails_on_a_damaged_set(feature_set):
     blank_a_row(feature_set)
-    command = [sys.executable, str(REPOSITORY / "scripts" / "verify_shards.py"), f"input={feature_set}"]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "scripts" / "verify_shards.py"),
+        f"input={feature_set}",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ended.returncode == 1

@@ -132,7 +132,9 @@ def test_rows_that_were_damaged_since_are_refused_with_their_address(tmp_path, s
     header = (sets[0] / "header.json").read_text()
     damage(sets[0], 47, np.nan)
     (sets[0] / "header.json").write_text(header)
-    with pytest.raises(ValueError, match=r"00000.tar block 2: row 7 is zero .*verify_shards.py input="):
+    with pytest.raises(
+        ValueError, match=r"00000.tar block 2: row 7 is zero .*verify_shards.py input="
+    ):
         apply_alignment(alignment, sets[0], tmp_path / "out")
 
 
