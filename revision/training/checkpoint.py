@@ -14,6 +14,7 @@ A run of which any process is asked to stop (SIGTERM) saves at the next step and
 """
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -33,14 +34,17 @@ _WHOLE = ("SingleDeviceStrategy", "DDPStrategy")  # checkpoints that fit any num
 
 
 class ResumeCheckpoint(Checkpoint):
-    """Saves every `every_steps` optimiser steps or `every_minutes`, whichever comes first."""
+    """Saves every `every_steps` optimiser steps or `every_minutes`, whichever comes first.
+
+    None of either is never, and a last checkpoint before the last step is written in any case.
+    """
 
     def __init__(
         self,
         directory: Path,
         *,
         total_steps: int,
-        every_minutes: float = 10.0,
+        every_minutes: float | None = 10.0,
         every_steps: int | None = None,
     ) -> None:
         self.directory = directory
@@ -89,7 +93,8 @@ class ResumeCheckpoint(Checkpoint):
 
     def _requests(self, trainer: L.Trainer) -> tuple[bool, bool]:
         """Whether a checkpoint is due by time, and whether to stop, for any of the processes."""
-        late = time.monotonic() - self.saved_at >= 60 * self.every_minutes
+        minutes = math.inf if self.every_minutes is None else self.every_minutes
+        late = time.monotonic() - self.saved_at >= 60 * minutes
         requests = late, self.stop.is_made
         if trainer.world_size == 1:
             return requests

@@ -68,7 +68,7 @@ class RunSettings:
     precision: str = "auto"
     val_every: int | None = None
     log_every: int = 1
-    checkpoint_minutes: int | float = 10
+    checkpoint_minutes: int | float | None = 10
     checkpoint_steps: int | None = None
     on_nonfinite: str = "stop"
     progress: bool = True

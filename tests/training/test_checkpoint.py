@@ -48,6 +48,13 @@ def test_a_death_while_writing_leaves_the_older_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
+def test_without_minutes_only_steps_count(tmp_path):
+    callback = ResumeCheckpoint(tmp_path, total_steps=9, every_minutes=None, every_steps=2)
+    for step in (2, 3):
+        callback._save_if_due(FakeTrainer(step, lambda path: path.write_text("x")))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
 def test_a_full_disk_is_one_sentence(tmp_path):
     def full(path):
         raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed")
