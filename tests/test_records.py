@@ -311,6 +311,9 @@ def test_unknown_inputs_are_refused(tmp_path):
             list(read_records(path, side="text"))
     with pytest.raises(ValueError, match="neither JSON"):
         detect_format(tmp_path / "x.md")
+    (tmp_path / "empty.json").write_text("\n")
+    with pytest.raises(ValueError, match=r"empty\.json: it is empty"):
+        detect_format(tmp_path / "empty.json")
     with pytest.raises(ValueError, match="format must be"):
         list(read_records(tmp_path / "x.md", side="text", format="xml"))
 

@@ -95,6 +95,8 @@ def _by_content(file: InputFile) -> Format:
         return "conversations"
     if head.startswith("{"):
         return "revision" if _opens_revision(head) else "conversations"
+    if not head:
+        raise ValueError(f"{file}: it is empty; pass format= if it is meant to be")
     raise ValueError(
         f"{file}: neither JSON, JSONL, .csv, .tsv, .tar, .arrow nor .parquet; "
         "pass format= if its name misleads"

@@ -1,11 +1,8 @@
 """Size and mode of an image from its header, without decoding a pixel."""
 
-import io
 from typing import NamedTuple
 
-from PIL import Image
-
-from revision.records.image import FORMATS, check_pixels
+from revision.records.image import check_pixels, open_image
 from revision.records.image_source import ImageRoot, read_source
 from revision.records.record import ImageSource
 from revision.remote import RemoteError
@@ -29,7 +26,7 @@ def image_header(source: ImageSource, *, image_root: ImageRoot = None) -> ImageH
     address = f"{len(source)} bytes" if isinstance(source, bytes) else source
     try:
         content = source if isinstance(source, bytes) else read_source(source, image_root)
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with open_image(content) as image:
             check_pixels(image)
             return ImageHeader(image.width, image.height, image.mode, str(image.format))
     except FileNotFoundError as error:

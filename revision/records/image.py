@@ -60,17 +60,21 @@ def check_header(path: Path) -> None:
         check_pixels(image)
 
 
-def _decode(content: bytes, needed: Needed | None) -> Image.Image:
+def open_image(content: bytes) -> Image.Image:
+    """The image of `content`, of which only the header has been read."""
     if not content:
         raise ValueError("it is empty, 0 bytes")
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(
             f"no image of a known format, it begins with {content[:12]!r}; the formats are "
             f"{', '.join(FORMATS)}"
         ) from None
-    with image:
+
+
+def _decode(content: bytes, needed: Needed | None) -> Image.Image:
+    with open_image(content) as image:
         check_pixels(image)
         if needed is not None:
             image.draft(None, needed(*image.size))
