@@ -6,6 +6,8 @@ over gloo. Neither changes a result: parts are always put together in one order.
 """
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,6 +41,21 @@ def in_order(function: Callable[[T], R], items: Iterable[T], num_workers: int) -
         finally:
             for future in pending:
                 future.cancel()
+
+
+def end_with_parent(worker: int = 0) -> None:
+    """Let this process, which loads data, end when the one that started it was killed.
+
+    torch's own watch stops the loop and then waits for the pipe to be emptied, which nobody does:
+    the processes of a run that was killed would keep their memory for ever.
+    """
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 @contextmanager

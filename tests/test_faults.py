@@ -15,7 +15,7 @@ import sys
 import tarfile
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +186,80 @@ def test_embed_py_killed_twice_ends_with_the_same_bytes(encoder_dir, tmp_path):
         assert process.wait() == -signal.SIGKILL
     assert start(tmp_path / "killed").wait() == 0
     assert contents(tmp_path / "killed/texts") == contents(tmp_path / "peace/texts")
+
+
+LOADING = """
+import time
+from torch.utils.data import DataLoader
+from {module} import {init} as init
+items = [bytes(10**6)] * 100
+loader = iter(DataLoader(items, batch_size=None, num_workers=2, worker_init_fn=init))
+next(loader)
+print("begun", flush=True)
+time.sleep(100)
+"""
+
+
+def started(*words, **options):
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        **options,
+    )
+
+
+def members(session: int) -> list[int]:
+    """The processes of a session that run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state = stat.read_text().rsplit(")", 1)[1].split()
+            if int(state[3]) == session and state[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def all_end(session: int) -> bool:
+    deadline = time.monotonic() + 20
+    while members(session) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not members(session)
+
+
+@pytest.mark.parametrize(
+    ("module", "init"),
+    [("revision.parallel", "end_with_parent"), ("revision.encoders.work", "begin_worker")],
+)
+def test_processes_that_load_data_do_not_outlive_a_killed_run(module, init):
+    code = LOADING.format(module=module, init=init)
+    process = started("-c", code, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    assert len(members(process.pid)) == 3
+    process.kill()
+    assert all_end(process.pid)
+
+
+@pytest.mark.slow
+def test_embed_py_stops_when_asked_and_continues(encoder_dir, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(2000):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(png(size=(8, 8)))
+    words = ["encoder=clip_b32", f"encoder.path={encoder_dir}", "encoder.revision=null"]
+    words += [f"input={tmp_path / 'pictures'}", f"output_dir={tmp_path / 'out'}"]
+    words += ["modality=image", "rows_per_shard=20", "batch_size=2", "num_workers=2"]
+    process = started("embed.py", *words, "accelerator=cpu", "devices=1")
+    while not list((tmp_path / "out").glob("images/*.tar")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert all_end(process.pid)
+    assert not (tmp_path / "out/images/header.json").exists()
+    assert not list((tmp_path / "out").glob("images/*.tmp"))
+    assert started("embed.py", *words, "accelerator=cpu", "devices=1").wait() == 0
+    assert verify(tmp_path / "out/images") == []
 
 
 # ---- full disks

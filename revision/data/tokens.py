@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from revision.data.samples import IGNORE, IMAGE_SLOT, Batch
 from revision.data.turn_encoder import Encoded
 from revision.files import explained, locked, replacing, write_bytes
+from revision.parallel import end_with_parent
 from revision.progress import track
 
 PART_RECORDS = 65_536
@@ -207,6 +208,7 @@ def _write_parts(source: TokenSource, directory: Path, num_workers: int | None) 
         batch_size=None,
         sampler=missing,
         num_workers=workers if workers > 1 else 0,
+        worker_init_fn=end_with_parent,
         generator=torch.Generator(),  # the default one belongs to the training step
     )
     written = iter(loader)  # a bar over the loader itself would begin it twice

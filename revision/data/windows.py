@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from revision.data.plan import StepPlan
+from revision.parallel import end_with_parent
 
 
 @runtime_checkable
@@ -110,6 +111,7 @@ class WindowLoader:
             batch_size=None,
             sampler=range(self.first_step(), self.num_steps),
             num_workers=self.num_workers,
+            worker_init_fn=end_with_parent,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # the default one belongs to the training step
         )

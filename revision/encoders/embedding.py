@@ -31,7 +31,7 @@ from revision.captions import Controls
 from revision.encoders.base import DualEncoder, Side
 from revision.encoders.open_shard import Arrival, OpenShard
 from revision.encoders.plan import Plan, Selector, Source
-from revision.encoders.work import Batch, Call, EmbeddingDataset, encoder_call, quiet_worker
+from revision.encoders.work import Batch, Call, EmbeddingDataset, begin_worker, encoder_call
 from revision.records import Inputs, described_input, input_text
 from revision.shards import (
     Header,
@@ -39,6 +39,7 @@ from revision.shards import (
 )
 from revision.shards.repair import declare_again
 from revision.training.launch import leave_process_group_at_exit
+from revision.training.stopping import stop_at_once
 
 SETS: dict[Side, str] = {"image": "images", "text": "texts"}
 
@@ -163,7 +164,7 @@ class EmbeddingModule(L.LightningModule):
             dataset,
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=quiet_worker,
+            worker_init_fn=begin_worker,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
@@ -188,6 +189,7 @@ class WriteShards(L.Callback):
         self._bar: tqdm | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stop_at_once()
         if trainer.is_global_zero:
             total = sum(
                 plan.num_entries_in(k)

@@ -30,6 +30,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from revision.encoders.base import DualEncoder, Side
 from revision.encoders.plan import Entry, Plan
 from revision.encoders.text_batches import token_batches
+from revision.parallel import end_with_parent
 from revision.records import Record, Rejection
 
 _TEXT_GROUP = 2048  # 4 batches of 16,384 tokens of 32-token captions; 1 % padding where they vary
@@ -193,6 +194,7 @@ def _address(source: str | bytes, record: Record) -> str:
     return source if isinstance(source, str) else f"a picture of record {record.id!r}"
 
 
-def quiet_worker(_: int) -> None:
+def begin_worker(_: int) -> None:
     """Tokenizers must not start threads in a forked worker (and else say so at length)."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    end_with_parent()

@@ -3,6 +3,8 @@
 Clusters send one some seconds before they kill. The handler only takes a note, because it may run
 between any two instructions; the checkpoint callback reads the note after each optimiser step.
 A second SIGTERM ends the process at once.
+
+Embedding has nothing to save: it stops at once, and goes on at the first missing shard.
 """
 
 import signal
@@ -37,3 +39,20 @@ class StopRequest:
         self.is_made = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.tell()
+
+
+def stop_at_once() -> None:
+    """Let a SIGTERM end the process with its status, after what it did before.
+
+    Lightning takes a note of it that only training reads, so embedding would go on to its end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if callable(before):
+            before(number, frame)
+        raise SystemExit(STATUS)
+
+    signal.signal(signal.SIGTERM, end)
