@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -104,6 +105,7 @@ def replacing_directory(directory: Path) -> Iterator[Path]:
             new = Path(work) / "new"
             new.mkdir()
             yield new
+            usual_modes(new)
             fsync_tree(new)
             if directory.exists():
                 directory.rename(Path(work) / "old")
@@ -183,6 +185,19 @@ def remove_leftovers(directory: Path, name: str = "") -> None:
     """Delete what killed writers of `name` (default: of every file) left in `directory`."""
     for leftover in directory.glob(f".{name}*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def usual_modes(directory: Path) -> None:
+    """Give the files below `directory` the permissions of new ones, as `directory` itself has them.
+
+    Safetensors writes for the owner alone, so weights on a shared disk could be read by nobody
+    else. Hard links are left: they are also somebody's file elsewhere.
+    """
+    mode = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            path.chmod(mode)
 
 
 def fsync_tree(directory: Path) -> None:

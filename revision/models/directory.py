@@ -28,7 +28,7 @@ from torch import Tensor
 from revision.alignment.storage import load_alignment, save_alignment
 from revision.encoders.base import write_identity
 from revision.encoders.load import load_encoder
-from revision.files import fsync_tree, saving
+from revision.files import fsync_tree, saving, usual_modes
 from revision.models.llava import LlavaModel
 from revision.models.llm import is_unchanged, load_llm
 from revision.models.projector import Projector
@@ -70,6 +70,7 @@ def save_model(
             save_alignment(model.image_map, new / "alignment")
         (new / "provenance.json").write_text(json.dumps(dict(provenance), indent=2))
         (new / "config.json").write_text(json.dumps(_config(model), indent=2))
+        usual_modes(new)
         fsync_tree(new)
         if directory.exists():
             directory.rename(Path(work) / "old")
