@@ -78,6 +78,11 @@ def _embed_missing(directory: Path, header: Any, plan: dict[str, Any], cfg: Dict
             "rename it so while it is repaired"
         )
     source, encoder = _source(directory, header, cfg), build(cfg.encoder)
+    if encoder.identity() != header.encoder:
+        raise ValueError(
+            f"{directory} was made by another encoder than encoder={cfg.encoder.get('path', '')}: "
+            f"{header.encoder}, given {encoder.identity()}; give the one that made the set"
+        )
     patches = 1 if header.kind == "text" else encoder.rows_per_image
     embed_records(
         encoder,

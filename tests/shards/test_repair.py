@@ -200,7 +200,7 @@ def test_what_cannot_be_made_again_stays_as_it_was(embedded, encoder_dir, tmp_pa
     if why == "no encoder":
         used = None
     elif why == "another encoder":
-        more, message = ["encoder.dtype=bfloat16"], "begun with other settings: encoder was"
+        more, message = ["encoder.dtype=bfloat16"], "was made by another encoder than"
     elif why == "another input":
         data = tmp_path / "data.json"
         data.write_text(data.read_text().replace("a red cat", "a blue cat"))
