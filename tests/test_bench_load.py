@@ -36,7 +36,7 @@ def test_all_readers_give_the_same_records_and_are_timed(tmp_path):
     assert "'singles': '700 records, each once'" in done.stdout
     assert "after step 70 identical" in done.stdout
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 6 * 2
+    assert len(rows) == 1 + 8 * 2
     shards = tmp_path / "stores" / "plain" / "rows.f16"
     with shards.open("r+b") as file:  # what all are compared with
         file.seek(2 * 8 * 4321)
