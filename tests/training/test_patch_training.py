@@ -76,7 +76,8 @@ def test_patches_on_the_fly_and_from_shards_train_the_same_model(parts, tmp_path
     losses = {name: read_metrics(run / "metrics.csv")["train/loss"] for name, run in runs.items()}
     assert len(losses["fly"]) == 2
     np.testing.assert_allclose(losses["fly"], losses["shards"], rtol=0, atol=1e-6)
-    assert difference(*(weights(run / "model") for run in runs.values())) < 1e-6
+    # rows differ by the rounding of other batches; Adam makes 1.7e-6 of it, with two threads
+    assert difference(*(weights(run / "model") for run in runs.values())) < 1e-5
 
     model = load_model(runs["shards"] / "model")
     assert model.encoder.rows_per_image == 16
