@@ -16,7 +16,6 @@ a study of many runs stores a frozen LLM once. A directory is written beside its
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor
 from revision.alignment.storage import load_alignment, save_alignment
 from revision.encoders.base import write_identity
 from revision.encoders.load import load_encoder
-from revision.files import fsync_tree, saving, usual_modes
+from revision.files import replacing_directory
 from revision.models.llava import LlavaModel
 from revision.models.llm import is_unchanged, load_llm
 from revision.models.projector import Projector
@@ -56,9 +55,7 @@ def save_model(
     """
     directory = Path(directory)
     state = dict(model.state_dict() if state_dict is None else state_dict)
-    with saving(directory), _beside(directory) as work:
-        new = Path(work) / "new"
-        new.mkdir()
+    with replacing_directory(directory) as new:
         save_file(_part(state, "projector."), new / "projector.safetensors")
         _save_llm(model, _part(state, "language_model."), new / "llm")
         if model.tuning is not None:
@@ -70,18 +67,7 @@ def save_model(
             save_alignment(model.image_map, new / "alignment")
         (new / "provenance.json").write_text(json.dumps(dict(provenance), indent=2))
         (new / "config.json").write_text(json.dumps(_config(model), indent=2))
-        usual_modes(new)
-        fsync_tree(new)
-        if directory.exists():
-            directory.rename(Path(work) / "old")
-        new.rename(directory)
     return directory
-
-
-def _beside(directory: Path) -> tempfile.TemporaryDirectory[str]:
-    """A directory on the same file system, which is gone after the block."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent)
 
 
 def load_model(
