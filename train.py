@@ -60,13 +60,14 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
     import lightning as L
     import torch
 
+    from revision.data.datamodule import tell
     from revision.training.loggers import close
     from revision.training.make_job import make_job
     from revision.training.module import TrainingModule
     from revision.training.optim import OptimizerSettings
     from revision.training.provenance import claim_inputs, input_digests, provenance
     from revision.training.resume import continue_data
-    from revision.training.run import RunSettings, fit, make_trainer, say
+    from revision.training.run import RunSettings, fit, make_trainer
     from revision.training.trainable import describe_trainable
 
     digests = input_digests({key: OmegaConf.select(cfg, key) for key in (*INPUTS, *_mixed(cfg))})
@@ -85,7 +86,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
     settings = RunSettings.of(cfg)
     if settings.resolved_precision == "bf16-mixed":
         job.lower_frozen(torch.bfloat16)
-    say(f"{run_dir}: {module.total_steps} steps\n{describe_trainable(job.model)}")
+    tell(f"{run_dir}: {module.total_steps} steps\n{describe_trainable(job.model)}")
 
     if is_first_process():
         claim_directory(run_dir, cfg, neutral=_neutral(run_dir))
@@ -106,7 +107,7 @@ def _train(cfg: DictConfig, run_dir: Path, world_size: int) -> None:
         job.save(weights, result, provenance(config, digests), trainer.loggers)
         finish(run_dir, cfg.stage.result)
         close(trainer.loggers)
-        say(f"{run_dir} is done: {result}")
+        tell(f"{run_dir} is done: {result}")
 
 
 def _neutral(run_dir: Path) -> tuple[str, ...]:

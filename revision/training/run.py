@@ -15,9 +15,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from revision.data.datamodule import tell
 from revision.models.llm import has_bfloat16
 from revision.training.callbacks import DataWait, RunMetrics, StepBar
 from revision.training.checkpoint import (
@@ -153,10 +153,10 @@ def fit(
     checkpoint = latest_checkpoint(run_dir / CHECKPOINTS)
     if checkpoint is not None:
         check_continues(checkpoint, trainer)
-        say(f"Continuing after step {checkpoint_step(checkpoint)} of {module.total_steps}")
+        tell(f"Continuing after step {checkpoint_step(checkpoint)} of {module.total_steps}")
         change = describe_change(checkpoint, data, trainer.world_size)
         if change is not None:
-            say(change)
+            tell(change)
     if trainer.is_global_zero:
         last_kept = -1 if checkpoint is None else checkpoint_step(checkpoint)
         truncate_metrics(run_dir / METRICS, last_kept)
@@ -166,12 +166,6 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     assert trainer.global_step == module.total_steps, "the data plan is shorter than the run"
     return result.weights
-
-
-@rank_zero_only
-def say(message: str) -> None:
-    """Print on the first process."""
-    print(message, flush=True)
 
 
 class _GatherResult(L.Callback):

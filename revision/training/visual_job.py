@@ -13,6 +13,7 @@ from torch import Tensor
 
 from revision.alignment.noise import Noise
 from revision.captions import Controls
+from revision.data.datamodule import tell
 from revision.data.samples import Batch
 from revision.data.visual_datamodule import VisualDataModule
 from revision.encoders.base import DualEncoder
@@ -24,7 +25,7 @@ from revision.shards import read_header
 from revision.training.jobs import Build, check_encoder, schedule_of, with_weights
 from revision.training.launch import uses_gpu
 from revision.training.loggers import log_answers, log_gap
-from revision.training.run import HALF, RunSettings, say
+from revision.training.run import HALF, RunSettings
 from revision.training.visual_alignment import (
     find_alignment,
     load_image_map,
@@ -118,7 +119,7 @@ def visual_job(cfg: Any, build: Build) -> VisualJob:
             to be aligned twice.
     """
     if cfg.start_from:
-        say(f"start_from: llm and projector come from {cfg.start_from}")
+        tell(f"start_from: llm and projector come from {cfg.start_from}")
     feature_sets = training_sets(cfg) + [Path(path) for path in (cfg.data.val_shards,) if path]
     make_model = partial(_started if cfg.start_from else _new, cfg, build)
     noise: Noise | None = build(cfg.noise) if cfg.get("noise") else None
